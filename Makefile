@@ -1,0 +1,92 @@
+# Everything a clean clone needs: python3 (3.11 or newer) with its venv module, make, and for `peers` a C++ compiler.
+# Every target sets up what it stands on.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CACHE := $(if $(APRJAX_CACHE),$(APRJAX_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/aprjax)
+# `make setup CONSTRAINTS=` takes the newest release of everything instead of the tested ones.
+CONSTRAINTS ?= constraints.txt
+PYTEST_ARGS ?=
+
+# The plain build: batch- and thread-invariant, no repacked weights, no tinyBLAS, and no instructions
+# beyond AVX2, so it is the oracle that gives the same bits on every x86-64 machine of the last ten years.
+LLAMA_VERSION := 0.3.36
+LLAMA_OPTIONS := -DGGML_NATIVE=OFF -DGGML_CPU_REPACK=OFF -DGGML_LLAMAFILE=OFF
+LLAMA_WHEELS := $(CACHE)/wheels/llama-cpp-python-$(LLAMA_VERSION)-plain
+
+MODELS := qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+DEMO := out/demo
+
+.PHONY: help setup peers models test test-real lint demo bench clean
+
+help:
+	@echo "setup      .venv with aprjax (editable) and the tools for developing it"
+	@echo "peers      llama.cpp (built once, about 6 minutes), transformers and torch beside it"
+	@echo "models     fetches $(MODELS)"
+	@echo "test       the quick tests"
+	@echo "test-real  the tests on real models and peers"
+	@echo "lint       ruff and pyright"
+	@echo "demo       plants a fault in a real model and finds it"
+	@echo "bench      the benchmarks"
+	@echo "clean      removes what the targets made here, but not $(CACHE)"
+
+setup: $(BIN)/.setup-done
+$(BIN)/.setup-done: pyproject.toml aprjax/front_door.py aprjax/front_door.pth $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.11; likely fix: make setup PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable '.[dev]' $(addprefix --constraint ,$(CONSTRAINTS))
+	@touch $@
+
+peers: $(BIN)/.peers-done
+$(BIN)/.peers-done: $(BIN)/.setup-done $(LLAMA_WHEELS)/.built
+	# Local files and other indices have CPU builds; plain torch may bring gigabytes of CUDA, so it comes last.
+	$(PIP) install --quiet 'torch==2.13.0+cpu' 2>/dev/null \
+		|| $(PIP) install --quiet 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
+		|| $(PIP) install --quiet 'torch==2.13.0'
+	$(PIP) install --quiet transformers $(addprefix --constraint ,$(CONSTRAINTS))
+	$(PIP) install --quiet --force-reinstall --no-deps $(LLAMA_WHEELS)/*.whl
+	$(PIP) install --quiet llama-cpp-python==$(LLAMA_VERSION) $(addprefix --constraint ,$(CONSTRAINTS))
+	@touch $@
+
+# pip's own cache would hand out a wheel built with other options: it knows the version, not CMAKE_ARGS.
+$(LLAMA_WHEELS)/.built: | $(BIN)/.setup-done
+	rm -rf $(LLAMA_WHEELS).partial && mkdir -p $(LLAMA_WHEELS).partial
+	CMAKE_ARGS="$(LLAMA_OPTIONS)" $(PIP) wheel --quiet --no-deps --no-cache-dir --no-binary llama-cpp-python \
+		--wheel-dir $(LLAMA_WHEELS).partial llama-cpp-python==$(LLAMA_VERSION)
+	touch $(LLAMA_WHEELS).partial/.built
+	rm -rf $(LLAMA_WHEELS) && mv $(LLAMA_WHEELS).partial $(LLAMA_WHEELS)
+
+models: $(BIN)/.setup-done
+	set -e; for model in $(MODELS); do $(BIN)/python -m aprjax fetch $$model; done
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not real_model" $(PYTEST_ARGS)
+
+test-real: peers models
+	APRJAX_REQUIRE_MODELS=1 APRJAX_REQUIRE_PEERS=1 $(BIN)/python -m pytest -q -m real_model $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Exit code 1 is what the demo is for: a divergence was planted and must be found.
+demo: setup
+	mkdir -p $(DEMO)
+	$(BIN)/python -m aprjax fetch qwen2.5-coder-0.5b
+	model=$$($(BIN)/python -m aprjax fetch qwen2.5-coder-0.5b) \
+		&& $(BIN)/python -m aprjax convert "$$model" $(DEMO)/clean.apr --keep-blocks \
+		&& $(BIN)/python benchmarks/faults/plant.py rope-theta $(DEMO)/clean.apr $(DEMO)/faulty.apr \
+		&& { $(BIN)/python -m bisect layers --model $(DEMO)/faulty.apr --ref "$$model" --prompt "What is 2+2?" \
+			--report $(DEMO)/report; test $$? -eq 1; }
+	@echo "The planted fault was found. The report: $(DEMO)/report"
+
+bench: peers models
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) out dist build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,6 @@
+"""`python -m aprjax` is the command line of aprjax."""
+
+from aprjax.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
