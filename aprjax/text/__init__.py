@@ -1,1 +1,5 @@
-"""text"""
+"""Tokenizer and chat template, from a checkpoint's own metadata."""
+
+from aprjax.text.tokenizer import TextError, Tokenizer
+
+__all__ = ["TextError", "Tokenizer"]
