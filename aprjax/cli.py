@@ -1,0 +1,327 @@
+"""The command line only: parse, call, print, exit.
+
+Exit codes: 0 agree (or done) · 1 divergence · 2 usage · 3 unmeasured or inconclusive · 4 a file that cannot be
+read or written. A fault of aprjax itself exits with 70, a reader that goes away (`… | head`) with
+141, an interruption with 130: none of them can be taken for a verdict.
+
+Results go to stdout; errors and progress go to stderr. jax, flax and matplotlib are imported by the
+commands that need them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from aprjax.checkpoint.fetch import Report
+
+UNREADABLE = 4
+INTERNAL_ERROR = 70  # EX_SOFTWARE of BSD's sysexits.h
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+READER_GONE = 141  # 128 + SIGPIPE
+
+EPILOG = (
+    "Exit codes: 0 agree · 1 divergence · 2 usage · 3 unmeasured or inconclusive · "
+    "4 a file that cannot be read or written."
+)
+
+app = typer.Typer(
+    help="Where, and why, do two Qwen2 checkpoints or engines stop agreeing?",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Wrap(str, Enum):
+    """How often a prompt is wrapped in a ChatML user turn."""
+
+    NONE = "none"
+    ONCE = "once"
+    TWICE = "twice"
+
+
+class _Options:
+    """Options that stand before the command."""
+
+    debug = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line (by default the process's own) and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Frames and dots in a terminal that has no such characters must not become an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _errors_to_exit_codes():
+            app(args=arguments)
+    except SystemExit as stop:
+        # A reader that goes away makes typer exit with 1, which here would mean a divergence.
+        code = READER_GONE if isinstance(stop.__context__, BrokenPipeError) else stop.code
+    else:
+        code = 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = READER_GONE
+    if code == READER_GONE:
+        # The interpreter flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code if isinstance(code, int) else int(code is not None)
+
+
+@contextmanager
+def _errors_to_exit_codes() -> Iterator[None]:
+    """The one place where errors become words and exit codes."""
+    try:
+        yield
+    except typer.BadParameter:
+        raise
+    except BrokenPipeError:
+        raise SystemExit(READER_GONE) from None
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        if _Options.debug:
+            traceback.print_exc()
+        from aprjax.checkpoint.types import CheckpointError
+
+        if isinstance(error, CheckpointError | OSError):
+            _complain(f"error: {error}")
+            raise SystemExit(UNREADABLE) from None
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = "please report it" if _Options.debug else "please report it with what `--debug` before the command shows"
+        _complain(f"error: a fault in aprjax itself, not a verdict: {what} ({hint})")
+        raise SystemExit(INTERNAL_ERROR) from None
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def command(function: Callable[..., int]) -> Callable[..., int]:
+    """Registers a command under its own name: what the function returns is the exit code."""
+    from functools import wraps
+
+    @wraps(function)
+    def run(*arguments: Any, **options: Any) -> None:
+        with _errors_to_exit_codes():
+            code = function(*arguments, **options)
+        raise typer.Exit(code)
+
+    app.command(epilog=EPILOG)(run)
+    return function
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from aprjax import __version__
+
+        print(f"aprjax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_before_the_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Reads the options that stand before the command."""
+    del version
+    _Options.debug = debug
+
+
+def _positions(text: str) -> str:
+    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if text not in ("last", "all") and (bounds is None or int(bounds[1]) > int(bounds[2])):
+        raise typer.BadParameter(f"expected last, all or A..B with A <= B (from 0, both counted), found {text!r}")
+    return text
+
+
+def _token_ids(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise typer.BadParameter(f"expected token ids with commas between them (3838,374,220), found {text!r}")
+    return [int(part) for part in text.split(",")]
+
+
+def _arithmetic(name: str | None) -> str | None:
+    if name is not None:
+        from aprjax.qwen2.arithmetic import UnknownArithmetic, preset
+
+        try:
+            preset(name)
+        except UnknownArithmetic as error:
+            raise typer.BadParameter(str(error)) from None
+    return name
+
+
+SIDE = "checkpoint (.gguf, .apr, safetensors folder)"
+ARITHMETIC = "How {} computes: float32, float64, llama.cpp."
+
+
+@command
+def layers(
+    model: Annotated[str, typer.Option(metavar="FILE", help=f"The side to judge: a {SIDE}.")],
+    ref: Annotated[str, typer.Option(metavar="FILE", help=f"The side to judge it by: a {SIDE}.")],
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to run both sides on.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, from a UTF-8 file.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="IDS", callback=_token_ids, help="The same, as token ids: 3838,374,220.")
+    ] = None,
+    wrap: Annotated[Wrap, typer.Option(help="Wrap the prompt in a ChatML user turn.")] = Wrap.NONE,
+    arithmetic: Annotated[
+        str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("each side"))
+    ] = None,
+    model_arithmetic: Annotated[
+        str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("the model's side"))
+    ] = None,
+    ref_arithmetic: Annotated[
+        str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("the reference's side"))
+    ] = None,
+    positions: Annotated[
+        str, typer.Option(metavar="last|all|A..B", callback=_positions, help="Token positions to compare.")
+    ] = "all",
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - is stdout.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the report with its plots here.")] = None,
+    save_trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was captured.")] = None,
+) -> int:
+    """Find the first layer and stage at which two sides part, and why.
+
+    Without a prompt three probes are run: a direct question, the same in ChatML, and a text of about 500 tokens.
+    """
+    if sum(given is not None for given in (prompt, prompt_file, tokens)) > 1:
+        raise typer.BadParameter("give at most one of --prompt, --prompt-file, --tokens")
+    if tokens is not None and wrap is not Wrap.NONE:
+        raise typer.BadParameter("--wrap goes with text: token ids are taken as they are")
+    if arithmetic is not None and (model_arithmetic is not None or ref_arithmetic is not None):
+        raise typer.BadParameter("give --arithmetic, or --model-arithmetic and --ref-arithmetic")
+    from aprjax.bisect.command import run_layers
+
+    return run_layers(
+        model=model,
+        ref=ref,
+        prompt=prompt,
+        prompt_file=prompt_file,
+        tokens=tokens,
+        wrap=wrap.value,
+        arithmetic=arithmetic,
+        model_arithmetic=model_arithmetic,
+        ref_arithmetic=ref_arithmetic,
+        positions=positions,
+        json_out=json_out,
+        report=report,
+        save_trace=save_trace,
+    )
+
+
+@command
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help=f"A {SIDE}.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A .gguf or .apr file, or a folder for safetensors.")],
+    keep_blocks: Annotated[
+        bool, typer.Option("--keep-blocks", help="Keep every block type that OUT can hold; widen only the others.")
+    ] = False,
+) -> int:
+    """Convert between GGUF, APR v2 and safetensors, by default as `apr import` does."""
+    from aprjax.checkpoint.convert import convert as convert_checkpoint
+
+    print(convert_checkpoint(source, target, keep_blocks=keep_blocks))
+    return 0
+
+
+@command
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"A {SIDE}.")],
+    json_out: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - is stdout, and then alone there."),
+    ] = None,
+    values: Annotated[bool, typer.Option("--values", help="Decode every tensor: range, mean, NaN count.")] = False,
+) -> int:
+    """Show a checkpoint's config, tensors, block types, SHA-256 and findings."""
+    from aprjax.checkpoint.inspect import inspect as inspect_checkpoint
+
+    inspection = inspect_checkpoint(file, values=values)
+    if json_out is not None:
+        _write_json(inspection.to_json(), json_out)
+    if json_out != "-":
+        print(inspection)
+    return 0
+
+
+@command
+def fetch(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="qwen2.5-coder-0.5b or qwen2.5-coder-1.5b.")],
+    folder: Annotated[Path | None, typer.Option("--dir", metavar="DIR", help="Where to; by default the cache.")] = None,
+) -> int:
+    """Fetch an official Qwen2.5-Coder-Instruct GGUF (q4_k_m), check its SHA-256 and print its path."""
+    from aprjax.checkpoint.fetch import fetch as fetch_model
+    from aprjax.checkpoint.fetch import known_models
+
+    if model not in known_models():
+        raise typer.BadParameter(f"the model {model!r} is unknown; known: {', '.join(known_models())}")
+    with _progress() as report:
+        print(fetch_model(model, folder, report))
+    return 0
+
+
+def _write_json(value: dict[str, Any], destination: str) -> None:
+    # NaN has no place in JSON: who means "not measured" says null. ASCII survives any stdout encoding.
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    if destination == "-":
+        sys.stdout.write(text)
+        return
+    target = Path(destination)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A progress bar on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            # A total of 1 stands for a step that is not measured in bytes: the bar only pulses.
+            bar.update(task, description=what, completed=done, total=total if total > 1 else None)
+
+        yield report
