@@ -16,9 +16,12 @@ UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # ggml's LLAMA_TOKEN_TYPE_*
 # One of them has consequences: Qwen2's ordinary vocabulary contains "</s>", so llama.cpp matches it as
 # a whole in text, and stops there.
 END_OF_GENERATION = frozenset(
-    """<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s>
-    <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response>
-    <｜end▁of▁sentence｜> [e~[""".split()
+    (
+        *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "</s>", "<eos>", "[EOS]", "[e~["),
+        *("<EOT>", "_<EOT>", "[EOT]", "<|eot_id|>", "<|eom_id|>", "<|return|>", "<|call|>", "<|calls|>"),
+        *("<|flush|>", "<end_of_turn>", "<end_of_utterance>", "<turn|>", "<|tool_response>"),
+        "<｜end▁of▁sentence｜>",
+    )
 )
 # Fill-in-the-middle markers in Qwen's spelling: control tokens too, and the second row ends generation.
 FILL_IN_MIDDLE = frozenset(("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))

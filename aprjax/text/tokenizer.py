@@ -165,7 +165,7 @@ class Tokenizer:
         return b"".join(self._bytes(index, skip_special=skip_special) for index in ids)
 
     def token(self, token_id: int) -> str:
-        r"""A readable piece for tables: `" What"`, `"\n"` written as two characters, `"\xe4\xbd"` for part of a character.
+        r"""A readable piece for tables, on one line: a line feed is `\n`, part of a character `\xe4\xbd`.
 
         Raises:
             TextError: an id outside the vocabulary.
