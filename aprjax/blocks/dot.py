@@ -1,0 +1,302 @@
+"""Matrix products with encoded weights: `integer_matmul` as ggml computes, `float_matmul` on decoded values.
+
+Exactness of `integer_matmul`. An element contributes `code * group_scale * activation`, an integer. A float32
+dot of integers is exact while every partial sum stays below 2^24, in whatever order it is summed; with
+|activation| <= 127 the longest exact piece of a block is the largest power of two n with
+n * max|code * group_scale| * 127 < 2^24:
+
+    type   max|code * scale|   piece          type   max|code * scale|   piece
+    Q4_0            8            32           Q2_K     3 * 15 =   45      256
+    Q4_1           15            32           Q3_K     4 * 32 =  128      256
+    Q5_0           16            32           Q4_K    15 * 63 =  945      128
+    Q5_1           31            32           Q5_K    31 * 63 = 1953       64
+    Q8_0          128            32           Q6_K   32 * 128 = 4096       32
+
+Pieces of one block are added as int32. Where the products fit eight bits the dot runs on bfloat16 inputs (also
+exact, twice as fast with AVX512-BF16 and made for GPUs), otherwise on float32 at HIGHEST precision (no TF32).
+Minimums are dotted with the activations' group sums in the same way. Only the outer scales and the sum over
+blocks are float32 arithmetic, re-associated with respect to ggml.
+
+Measured alternatives are in benchmarks/bench_dot.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from aprjax.blocks.activations import QUANTIZERS
+from aprjax.blocks.registry import block_format
+from aprjax.blocks.relay import CODE_WIDTHS, Relaid, check_relayable, chunk_layout, join_planes, relay_traced
+
+# Largest magnitude of a group scale: 4 unsigned bits (Q2_K), 6 signed (Q3_K), 6 unsigned, int8 (Q6_K).
+_LARGEST_GROUP_SCALE = {"Q2_K": 15, "Q3_K": 32, "Q4_K": 63, "Q5_K": 63, "Q6_K": 128}
+_LARGEST_ACTIVATION = 127
+# bfloat16 has 8 significant bits: all integers up to 2^8 are exact.
+_EXACT_IN_BFLOAT16 = 256
+
+
+def largest_product(name: str) -> int:
+    """max|code * group_scale| of a format."""
+    return CODE_WIDTHS[name].largest * _LARGEST_GROUP_SCALE.get(name, 1)
+
+
+def exact_piece(name: str) -> int:
+    """Elements of a block that one float32 dot sums exactly (see the module's docstring)."""
+    piece = block_format(name).block_size
+    while piece * largest_product(name) * _LARGEST_ACTIVATION >= 1 << 24:
+        piece //= 2
+    return piece
+
+
+def _dot(left: Any, right: Any) -> Any:
+    """`[tokens, k] @ [k, rows]` summed in the accumulator type of the inputs."""
+    wide = jnp.float64 if left.dtype == jnp.float64 else jnp.float32
+    return lax.dot_general(
+        left, right, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST, preferred_element_type=wide
+    )
+
+
+def _rows_chunkwise(packed: Any, name: str, tokens: int, dtype: Any, multiply: Any) -> Any:
+    """Runs `multiply(chunk: Relaid) -> [tokens, chunk_rows]` over all rows; `[tokens, rows]`."""
+    if isinstance(packed, Relaid):
+        rows, chunks, chunk_rows = packed.rows, packed.chunks, packed.chunk_rows
+        width = chunks * chunk_rows
+
+        def take(index: Any) -> tuple[Any, Relaid]:
+            return index * chunk_rows, packed.chunk(index)
+    else:
+        rows = packed.shape[0]
+        chunks, chunk_rows = chunk_layout(rows, packed.shape[1] * block_format(name).block_size)
+        width = rows
+
+        def take(index: Any) -> tuple[Any, Relaid]:
+            # The last chunk may overlap the one before: the same values are written twice.
+            start = jnp.minimum(index * chunk_rows, rows - chunk_rows)
+            return start, relay_traced(name, lax.dynamic_slice_in_dim(packed, start, chunk_rows))
+
+    if chunks == 1:
+        return multiply(take(0)[1])[:, :rows]
+
+    def body(index: Any, out: Any) -> Any:
+        start, chunk = take(index)
+        return lax.dynamic_update_slice_in_dim(out, multiply(chunk), start, axis=1)
+
+    return lax.fori_loop(0, chunks, body, jnp.zeros((tokens, width), dtype))[:, :rows]
+
+
+def _check(name: str, packed: Any, x: Any) -> int:
+    """Checks name and widths; returns the input features."""
+    blocks = check_relayable(name)
+    if isinstance(packed, Relaid):
+        if packed.name != name:
+            raise ValueError(f"weights were re-laid as {packed.name}, asked to multiply as {name}")
+        columns = packed.columns
+    else:
+        columns = packed.shape[1] * blocks.block_size
+    if x.ndim != 2 or x.shape[1] != columns:
+        raise ValueError(f"{name} weights take x[tokens, {columns}], found {list(x.shape)}")
+    return columns
+
+
+def _block_integers(chunk: Relaid, codes: Any, group_scales: Any, activations: Any) -> Any:
+    """One block's exact integer dots: `[tokens, size]` by `[size, rows]` -> float32 `[tokens, rows]`.
+
+    The only rounding is that of an integer above 2^24 to float32, as ggml's conversion of its int32 lanes.
+    """
+    weights = join_planes(codes, CODE_WIDTHS[chunk.name])
+    dtype = jnp.bfloat16 if largest_product(chunk.name) <= _EXACT_IN_BFLOAT16 else jnp.float32
+    weights = weights.astype(dtype)
+    if group_scales is not None:
+        grouped = weights.reshape(group_scales.shape[0], -1, weights.shape[-1])
+        weights = (grouped * group_scales.astype(dtype)[:, None]).reshape(weights.shape)
+    activations = activations.astype(dtype)
+    piece = exact_piece(chunk.name)
+    sums = [
+        _dot(activations[:, start : start + piece], weights[start : start + piece])
+        for start in range(0, weights.shape[0], piece)
+    ]
+    if len(sums) == 1:
+        return sums[0]
+    return sum((part.astype(jnp.int32) for part in sums[1:]), sums[0].astype(jnp.int32)).astype(jnp.float32)
+
+
+def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
+    """All blocks of one chunk of rows: float32 `[tokens, rows]`."""
+    tokens = quantized.codes.shape[0]
+
+    def block(total: Any, step: Any) -> tuple[Any, None]:
+        codes, scale, group_scales, minimum, group_minimums, activations, activation_scale, sums = step
+        integers = _block_integers(chunk, codes, group_scales, activations)
+        outer = activation_scale[:, None]
+        total = total + (outer * scale.astype(jnp.float32)) * integers
+        if group_minimums is not None:
+            lows = _dot(sums.astype(jnp.float32), group_minimums.astype(jnp.float32))
+            total = total - (outer * minimum.astype(jnp.float32)) * lows
+        elif minimum is not None:
+            total = total - sums[:, None] * minimum.astype(jnp.float32)
+        return total, None
+
+    def by_block(array: Any) -> Any:
+        return None if array is None else jnp.swapaxes(array, 0, 1)
+
+    steps = (
+        chunk.codes,
+        chunk.scale,
+        chunk.group_scales,
+        chunk.minimum,
+        chunk.group_minimums,
+        by_block(quantized.codes),
+        by_block(quantized.scale),
+        by_block(group_sums),
+    )
+    return lax.scan(block, jnp.zeros((tokens, chunk.rows), jnp.float32), steps)[0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _integer_matmul(name: str, packed: Any, x: Any) -> Any:
+    blocks = block_format(name)
+    assert blocks.activation is not None
+    quantized = QUANTIZERS[blocks.activation](x)
+    sums = quantized.sums
+    if blocks.activation == "Q8_K" and name in ("Q4_K", "Q5_K"):
+        # Their minimums cover 32 elements, Q8_K's sums 16. At most 8 * 63 * 127 * 32 < 2^24 in the dot.
+        sums = sums.astype(jnp.int32).reshape(*sums.shape[:-1], 8, 2).sum(axis=-1)
+    elif name != "Q2_K" and blocks.activation != "Q8_1":
+        sums = None
+    return _rows_chunkwise(packed, name, x.shape[0], jnp.float32, lambda chunk: _integer_chunk(chunk, quantized, sums))
+
+
+def _integer_forward(name: str, packed: Any, x: Any) -> tuple[Any, tuple[Any, Any]]:
+    # A zero-size array carries the type of x.
+    return _integer_matmul(name, packed, x), (packed, jnp.zeros((0,), x.dtype))
+
+
+def _no_cotangent(leaf: Any) -> Any:
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.zeros_like(leaf)
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+def _integer_backward(name: str, kept: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any]:
+    packed, like = kept
+    gradient = transposed_matmul(name, packed, cotangent).astype(like.dtype)
+    return jax.tree.map(_no_cotangent, packed), gradient
+
+
+_integer_matmul.defvjp(_integer_forward, _integer_backward)
+
+
+def integer_matmul(name: str, packed: Any, x: Any) -> Any:
+    """`x @ W.T` as ggml's `vec_dot` computes it: activations quantized, integers summed exactly.
+
+    Differentiable straight through: the gradient of `x` is that of a product with the decoded weights.
+
+    Args:
+        name: a quantized block type with an activation partner.
+        packed: a `Relaid` (fast), or the file's blocks `uint8[rows, blocks, block_bytes]` (re-laid inside the
+            traced function at every call: for tests and small matrices).
+        x: float32 `[tokens, in]`.
+
+    Returns:
+        float32 `[tokens, rows]`. Integer parts are exact; the float32 sum over blocks differs from ggml's
+        only in its order (relative to the rms of the output: below 3e-7).
+
+    Raises:
+        ValueError: the format has no integer dot, or the widths differ.
+    """
+    _check(name, packed, x)
+    if block_format(name).activation is None:
+        raise ValueError(f"{name} has no activation partner in ggml; use float_matmul")
+    return _integer_matmul(name, packed, x.astype(jnp.float32))
+
+
+def decode_relaid(chunk: Relaid, dtype: Any = jnp.float32) -> Any:
+    """One chunk's values `[in, rows]`: ggml's float32 values bit for bit (fields.py), widened to `dtype`."""
+    if chunk.scale is None:
+        return chunk.codes[0].reshape(-1, chunk.rows).astype(jnp.float32).astype(dtype)
+
+    def block(step: Any) -> Any:
+        codes, scale, group_scales, minimum, group_minimums = step
+        values = join_planes(codes, CODE_WIDTHS[chunk.name]).astype(jnp.float32)
+        scale = scale.astype(jnp.float32)[None]
+        scales = scale if group_scales is None else scale * group_scales.astype(jnp.float32)
+        grouped = values.reshape(scales.shape[0], -1, chunk.rows) * scales[:, None]
+        if minimum is not None:
+            minimum = minimum.astype(jnp.float32)[None]
+            lows = minimum if group_minimums is None else minimum * group_minimums.astype(jnp.float32)
+            grouped = grouped - lows[:, None]
+        return grouped.reshape(values.shape).astype(dtype)
+
+    steps = (chunk.codes, chunk.scale, chunk.group_scales, chunk.minimum, chunk.group_minimums)
+    return jax.vmap(block)(steps).reshape(-1, chunk.rows)
+
+
+def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32) -> Any:
+    """`x @ W.T` with the decoded weights, at HIGHEST precision, decoded chunk by chunk.
+
+    Args:
+        name: block type, quantized or F32, F16, BF16.
+        packed: a `Relaid` or `uint8[rows, blocks, block_bytes]`, as for `integer_matmul`.
+        x: `[tokens, in]`.
+        dtype: float32, or float64 under a scoped x64 mode: what `x` and the weights are widened to.
+
+    Returns:
+        `dtype[tokens, rows]`; the gradient of `x` flows.
+
+    Raises:
+        ValueError: the format has no computing layout, or the widths differ.
+    """
+    _check(name, packed, x)
+    return _float_matmul(name, jnp.dtype(dtype).name, packed, x.astype(dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _float_matmul(name: str, dtype: str, packed: Any, x: Any) -> Any:
+    return _rows_chunkwise(
+        packed, name, x.shape[0], dtype, lambda chunk: _dot(x, decode_relaid(chunk, jnp.dtype(dtype)))
+    )
+
+
+# The product is linear in x, so that autodiff could do it; but it would keep every decoded chunk alive.
+def _float_forward(name: str, dtype: str, packed: Any, x: Any) -> tuple[Any, Any]:
+    return _float_matmul(name, dtype, packed, x), packed
+
+
+def _float_backward(name: str, dtype: str, packed: Any, cotangent: Any) -> tuple[Any, Any]:
+    del dtype
+    return jax.tree.map(_no_cotangent, packed), transposed_matmul(name, packed, cotangent)
+
+
+_float_matmul.defvjp(_float_forward, _float_backward)
+
+
+def transposed_matmul(name: str, packed: Any, y: Any) -> Any:
+    """`y @ W` with the decoded weights: `[tokens, rows]` -> `[tokens, in]`, in the dtype of `y`."""
+    blocks = check_relayable(name)
+    if isinstance(packed, Relaid):
+        columns, chunks, chunk_rows = packed.columns, packed.chunks, packed.chunk_rows
+        y = jnp.pad(y, ((0, 0), (0, chunks * chunk_rows - packed.rows)))
+    else:
+        columns = packed.shape[1] * blocks.block_size
+        chunks, chunk_rows = chunk_layout(packed.shape[0], columns)
+        missing = chunks * chunk_rows - packed.shape[0]
+        packed = jnp.pad(packed, ((0, missing), (0, 0), (0, 0)))
+        y = jnp.pad(y, ((0, 0), (0, missing)))
+
+    def body(index: Any, total: Any) -> Any:
+        if isinstance(packed, Relaid):
+            chunk = packed.chunk(index)
+        else:
+            chunk = relay_traced(name, lax.dynamic_slice_in_dim(packed, index * chunk_rows, chunk_rows))
+        part = lax.dynamic_slice_in_dim(y, index * chunk_rows, chunk_rows, axis=1)
+        return total + lax.dot_general(
+            part, decode_relaid(chunk, y.dtype), (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
+        )
+
+    return lax.fori_loop(0, chunks, body, jnp.zeros((y.shape[0], columns), y.dtype))
