@@ -18,7 +18,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,7 @@ app = typer.Typer(
 )
 
 
-class Wrap(str, Enum):
+class Wrap(StrEnum):
     """How often a prompt is wrapped in a ChatML user turn."""
 
     NONE = "none"
@@ -116,7 +117,6 @@ def _complain(message: str) -> None:
 
 def command(function: Callable[..., int]) -> Callable[..., int]:
     """Registers a command under its own name: what the function returns is the exit code."""
-    from functools import wraps
 
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> None:
@@ -180,6 +180,7 @@ ARITHMETIC = "How {} computes: float32, float64, llama.cpp."
 
 @command
 def layers(
+    *,
     model: Annotated[str, typer.Option(metavar="FILE", help=f"The side to judge: a {SIDE}.")],
     ref: Annotated[str, typer.Option(metavar="FILE", help=f"The side to judge it by: a {SIDE}.")],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to run both sides on.")] = None,
@@ -255,7 +256,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=f"A {SIDE}.")],
     json_out: Annotated[
         str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - is stdout, and then alone there."),
+        typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - is stdout."),
     ] = None,
     values: Annotated[bool, typer.Option("--values", help="Decode every tensor: range, mean, NaN count.")] = False,
 ) -> int:

@@ -1,10 +1,11 @@
 """Makes `python -m bisect` the toolkit in every environment where aprjax is installed.
 
 From a folder other than the repository's root Python would find the standard library's `bisect` first,
-run it, print nothing and exit 0: a missed divergence in somebody's CI. The installed wheel (editable or not)
-therefore holds a copy of this file, `_aprjax_front_door.py`, and one start-up line, `aprjax_front_door.pth`,
-both at the root of site-packages. The line imports this module only in a process whose command line has an argument that
-ends in "bisect", and this module changes that process only if it really is `python -m bisect`.
+run it, print nothing and exit 0: a missed divergence in somebody's CI. An installation (editable or not)
+therefore puts a copy of this file, `_aprjax_front_door.py`, and one start-up line,
+`aprjax_front_door.pth`, into site-packages. The line imports the copy only in a process whose command
+line has an argument that ends in "bisect", and the copy changes that process only if it really is
+`python -m bisect`.
 
 It runs before the interpreter's path is complete: only the standard library may be imported here, and
 aprjax itself not at all.

