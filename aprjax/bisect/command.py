@@ -1,0 +1,239 @@
+"""What `python -m bisect layers` does: open, tokenize, compare, show, write, and give the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprjax.bisect.files import FilesReport, compare_files
+from aprjax.bisect.layers import layers
+from aprjax.bisect.lockstep import LayerPair, Runner
+from aprjax.bisect.render_terminal import print_reports
+from aprjax.bisect.report import SCHEMA, LayersReport, SidedFinding, Verdict
+from aprjax.bisect.tokens import TokensReport, tokenize_both
+from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.qwen2.arithmetic import Arithmetic, preset
+from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.text.probes import PROBES
+from aprjax.trace import TraceInfo, TraceWriter
+
+Progress = Callable[[str, int, int], None]
+
+
+def run_layers(
+    *,
+    model: str,
+    ref: str,
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    tokens: list[int] | None = None,
+    wrap: str = "none",
+    arithmetic: str | None = None,
+    model_arithmetic: str | None = None,
+    ref_arithmetic: str | None = None,
+    positions: str = "all",
+    json_out: str | None = None,
+    report: Path | None = None,
+    save_trace: Path | None = None,
+) -> int:
+    """Runs `layers` as the command line asks; see `aprjax.cli.layers` for the options. Returns the exit code."""
+    sides = open_checkpoint(model), open_checkpoint(ref)
+    prompts = _prompts(*sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
+    with _progress() as progress:
+        files = compare_files(*sides, progress=lambda done, total: progress("comparing the files", done, total))
+        arithmetics = _arithmetics(files, arithmetic, model_arithmetic, ref_arithmetic)
+        runners = Runner(sides[0], arithmetics[0]), Runner(sides[1], arithmetics[1])
+        reports = []
+        for asked in prompts:
+            chosen = _positions(positions, len(asked.ids))
+            with ExitStack() as stack:
+                observe = _observer(stack, save_trace, runners, asked, chosen, many=len(prompts) > 1)
+                reports.append(
+                    layers(
+                        *runners,
+                        tokens=asked,
+                        positions=chosen,
+                        files=files,
+                        progress=lambda what, done, total, name=asked.name: progress(f"{name}: {what}", done, total),
+                        observe=observe,
+                    )
+                )
+    reports = [_with_note(r, files, arithmetic, model_arithmetic, ref_arithmetic) for r in reports]
+    document = combined_json(reports)
+    if json_out != "-":
+        print_reports(reports)
+    if json_out is not None:
+        _write_json(document, json_out)
+    if report is not None:
+        from aprjax.bisect.render_html import write_report
+
+        index = write_report(reports, document, report)
+        print(f"report: {index}", file=sys.stderr)
+    return worst(reports).verdict.exit_code
+
+
+def worst(reports: list[LayersReport]) -> LayersReport:
+    """The report that decides: a divergence before what is unmeasured, that before a near-tie, that before agreement."""
+    order = [Verdict.DIVERGENCE, Verdict.UNMEASURED, Verdict.NEAR_TIE, Verdict.AGREE]
+    return min(reports, key=lambda r: order.index(r.verdict))
+
+
+def combined_json(reports: list[LayersReport]) -> dict[str, Any]:
+    """One document: of several prompts, the deciding one's fields, with all of them under `probes`."""
+    document = worst(reports).to_json()
+    assert document["schema"] == SCHEMA
+    if len(reports) > 1:
+        document["probes"] = [r.to_json() for r in reports]
+    return document
+
+
+def _prompts(
+    model: Checkpoint,
+    ref: Checkpoint,
+    *,
+    prompt: str | None,
+    prompt_file: Path | None,
+    tokens: list[int] | None,
+    wrap: str,
+) -> list[TokensReport]:
+    if tokens is not None:
+        return [TokensReport("tokens", None, "none", tuple(tokens))]
+    if prompt_file is not None:
+        try:
+            prompt = prompt_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"the prompt is not UTF-8: {error}", file=prompt_file, offset=error.start, fix="save it as UTF-8"
+            ) from None
+    if prompt is not None:
+        return [tokenize_both(model, ref, name="prompt", text=prompt, times=wrap)]
+    return [
+        tokenize_both(model, ref, name=probe.name, text=probe.text, times=probe.wrap if wrap == "none" else wrap)
+        for probe in PROBES
+    ]
+
+
+def _arithmetics(
+    files: FilesReport, both: str | None, model: str | None, ref: str | None
+) -> tuple[Arithmetic, Arithmetic]:
+    """The asked arithmetics; unasked, llama.cpp's, or float32 where the files hold other block types.
+
+    Engines multiply another block type by another kernel. Where the same weights are stored as Q5_0 and
+    as F32, only decoded arithmetic compares the files and nothing else.
+    """
+    default = "float32" if any(len(set(t.block_types)) > 1 for t in files.tensors) else "llama.cpp"
+    return preset(model or both or default), preset(ref or both or default)
+
+
+def _with_note(report: LayersReport, files: FilesReport, *asked: str | None) -> LayersReport:
+    """Says so when the arithmetic was chosen here and is not the engines' own."""
+    if any(asked) or report.sides["ref"].arithmetic == "llama.cpp":
+        return report
+    from dataclasses import replace
+
+    note = SidedFinding(
+        "arithmetic-chosen",
+        "info",
+        "the files hold other block types, so both sides run decoded, in float32; ask for --arithmetic llama.cpp to "
+        "compare what an engine would compute of each",
+        side="both",
+    )
+    return replace(report, findings=(*report.findings, note))
+
+
+def _positions(text: str, count: int) -> tuple[int, ...]:
+    if text == "all":
+        return tuple(range(count))
+    if text == "last":
+        return (count - 1,)
+    first, _, last = text.partition("..")
+    if int(last) >= count:
+        raise CheckpointError(
+            f"positions {text} reach beyond the prompt's {count} tokens", fix=f"ask for positions up to {count - 1}"
+        )
+    return tuple(range(int(first), int(last) + 1))
+
+
+def _observer(
+    stack: ExitStack,
+    path: Path | None,
+    runners: tuple[Runner, Runner],
+    asked: TokensReport,
+    positions: tuple[int, ...],
+    *,
+    many: bool,
+) -> Callable[[LayerPair], None]:
+    """Writes both sides' traces beside each other: `FILE.model.safetensors` and `FILE.ref.safetensors`."""
+    if path is None:
+        return lambda pair: None
+    from aprjax.trace.trace import this_platform
+
+    stem = path.with_suffix("") if path.suffix == ".safetensors" else path
+    label = f".{asked.name}" if many else ""
+    writers = {}
+    for side, runner in zip(("model", "ref"), runners, strict=True):
+        info = TraceInfo(
+            path=str(runner.checkpoint.path),
+            sha256=runner.checkpoint.sha256(),
+            format=runner.checkpoint.format,
+            arithmetic=runner.arithmetic.name,
+            tokens=asked.ids,
+            positions=tuple(range(len(asked.ids))),
+            head_positions=positions,
+            platform=this_platform(),
+        )
+        target = stem.with_name(f"{stem.name}{label}.{side}.safetensors")
+        writer = TraceWriter(target, info, layers=runner.checkpoint.config.num_layers)
+        writers[side] = stack.enter_context(writer)
+
+    def observe(pair: LayerPair) -> None:
+        for side, values in (("model", pair.model), ("ref", pair.ref)):
+            for stage, value in values.items():
+                batched = pair.layer == OUTSIDE and stage is not Stage.EMBEDDING
+                writers[side].write(pair.layer, stage, value, total_rows=len(positions) if batched else None)
+
+    return observe
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A progress line on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def _write_json(document: dict[str, Any], destination: str) -> None:
+    text = json.dumps(document, indent=1, allow_nan=False, default=_plain) + "\n"
+    if destination == "-":
+        sys.stdout.write(text)
+        return
+    target = Path(destination)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars as plain ones; anything else has no business in a report."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,272 @@
+"""`layers`: at which layer and stage do two sides part, and is it the file, the tokens or the arithmetic?
+
+The order is that of cost: files, then tokens, then the embedding, then every stage in execution order.
+A stage is guilty when it differs *from the reference's own inputs* by more than rounding explains; what
+follows it is inherited. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from aprjax.bisect.cause import cause_of
+from aprjax.bisect.files import FilesReport, compare_files
+from aprjax.bisect.lockstep import LayerPair, Runner, run_final, run_layers
+from aprjax.bisect.margins import margins
+from aprjax.bisect.metrics import Sums, massive_channels, relative_l2, without_channels
+from aprjax.bisect.noise import NoiseFloor
+from aprjax.bisect.report import (
+    FirstDivergence,
+    LayerReport,
+    LayersReport,
+    MarginReport,
+    PromptInfo,
+    SideInfo,
+    StageReport,
+    Verdict,
+    sided,
+)
+from aprjax.bisect.tokens import TokensReport
+from aprjax.checkpoint.types import Finding
+from aprjax.qwen2.loading import require_runnable
+from aprjax.qwen2.stages import OUTSIDE, Stage
+
+# A flip is put down to noise when the gap it had to overcome is at most this many standard deviations
+# of the logits' difference. A gap is a difference of two logits, whose noise has sqrt(2) times the
+# standard deviation of one; three of those hold 99.7 % of a normal distribution: 3 * sqrt(2) = 4.2.
+NEAR_TIE_SIGMAS = 3 * 2**0.5
+
+
+@dataclass
+class _State:
+    """What accumulates while the layers go by."""
+
+    noise: NoiseFloor
+    files: FilesReport
+    model: Runner
+    ref: Runner
+    rows: list[int]
+    positions: tuple[int, ...]
+    layers: list[LayerReport] = field(default_factory=list)
+    outside: dict[Stage, StageReport] = field(default_factory=dict)
+    margins: list[MarginReport] = field(default_factory=list)
+    first: FirstDivergence | None = None
+    unmeasured: str | None = None
+
+
+def layers(
+    model: Runner,
+    ref: Runner,
+    *,
+    tokens: TokensReport,
+    positions: tuple[int, ...],
+    files: FilesReport | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    observe: Callable[[LayerPair], None] = lambda pair: None,
+) -> LayersReport:
+    """Compares two models on the same tokens.
+
+    Args:
+        model: the side under suspicion.
+        ref: the side it is judged by.
+        tokens: what both are fed, and whether the two tokenizers agree on it.
+        positions: the positions compared, the same on both sides.
+        files: the files comparison, if it is at hand.
+        progress: told what is being done, and how far it is.
+        observe: given every pair of captured values, for saving traces.
+
+    Raises:
+        CheckpointError: a file lacks what a forward pass needs.
+        ValueError: a position lies outside the tokens.
+    """
+    clock = {"start": time.perf_counter()}
+    if not positions or min(positions) < 0 or max(positions) >= len(tokens.ids):
+        raise ValueError(f"positions {positions} do not all lie within the {len(tokens.ids)} tokens")
+    if files is None:
+        files = compare_files(model.checkpoint, ref.checkpoint, progress=lambda d, t: progress("files", d, t))
+    clock["files"] = time.perf_counter()
+    state = _State(NoiseFloor(), files, model, ref, list(positions), positions)
+    findings = _findings(model, ref, files, tokens)
+    if files.dimensions:
+        keys = ", ".join(f"{k} ({a} and {b})" for k, (a, b) in files.dimensions.items())
+        state.unmeasured = f"the two models have other dimensions and cannot be compared stage by stage: {keys}"
+    else:
+        require_runnable(model.checkpoint)
+        require_runnable(ref.checkpoint)
+        _measure(state, tokens, progress, observe)
+    clock["layers"] = time.perf_counter()
+    verdict, reason = _verdict(state, tokens)
+    return LayersReport(
+        verdict=verdict,
+        reason=reason,
+        first_divergence=_tokens_divergence(tokens) or state.first,
+        sides={"model": _side(model), "ref": _side(ref)},
+        prompt=PromptInfo(tokens.name, tokens.text, tokens.wrap, tokens.ids, positions),
+        findings=findings,
+        layers=tuple(([LayerReport(OUTSIDE, state.outside)] if state.outside else []) + state.layers),
+        margins=tuple(state.margins),
+        noise=state.noise.to_json(),
+        seconds={"files": clock["files"] - clock["start"], "layers": clock["layers"] - clock["files"]},
+    )
+
+
+def _findings(model: Runner, ref: Runner, files: FilesReport, tokens: TokensReport) -> tuple[Finding, ...]:
+    met = [sided(f, "model") for f in model.checkpoint.findings] + [sided(f, "ref") for f in ref.checkpoint.findings]
+    summary = Finding("files-compared", "info", files.sentence())
+    return (*(sided(f, "both") for f in (summary, *files.findings(), *tokens.findings)), *met)
+
+
+def _side(runner: Runner) -> SideInfo:
+    checkpoint = runner.checkpoint
+    return SideInfo(str(checkpoint.path), checkpoint.sha256(), checkpoint.format, runner.arithmetic.name)
+
+
+def _measure(
+    state: _State,
+    tokens: TokensReport,
+    progress: Callable[[str, int, int], None],
+    observe: Callable[[LayerPair], None],
+) -> None:
+    total = state.ref.checkpoint.config.num_layers + 1
+    hidden: tuple[np.ndarray, np.ndarray] | None = None
+    for index, pair in enumerate(run_layers(state.model, state.ref, list(tokens.ids))):
+        progress("layers", index, total)
+        if isinstance(pair, tuple):
+            hidden = pair
+            break
+        observe(pair)
+        stages = _stage_reports(state, pair)
+        if pair.layer == OUTSIDE:
+            state.outside.update(stages)
+        else:
+            state.layers.append(LayerReport(pair.layer, stages))
+    assert hidden is not None
+    final = {stage: _StageSums() for stage in (Stage.FINAL_NORM, Stage.LM_HEAD)}
+    for rows, pair in run_final(state.model, state.ref, *hidden, state.rows):
+        observe(pair)
+        state.margins += margins(pair.model[Stage.LM_HEAD], pair.ref[Stage.LM_HEAD], rows)
+        for stage, sums in final.items():
+            sums.add(state, pair, stage, list(range(len(rows))), rows)
+    for stage, sums in final.items():
+        state.outside[stage] = sums.report(state, OUTSIDE, stage)
+    progress("layers", total, total)
+
+
+def _stage_reports(state: _State, pair: LayerPair) -> dict[Stage, StageReport]:
+    reports: dict[Stage, StageReport] = {}
+    for stage in pair.ref:
+        sums = _StageSums()
+        sums.add(state, pair, stage, state.rows, state.rows)
+        reports[stage] = sums.report(state, pair.layer, stage)
+    return reports
+
+
+class _StageSums:
+    """One stage's distances, added up over batches of rows."""
+
+    def __init__(self) -> None:
+        self.free, self.local, self.arithmetic, self.from_file, self.rest = Sums(), Sums(), Sums(), Sums(), Sums()
+        self.mixed = False
+        self.tolerance: float | None = None
+        self.channels: tuple[int, ...] | None = None
+
+    def add(self, state: _State, pair: LayerPair, stage: Stage, rows: list[int], positions: list[int]) -> None:
+        """Adds the rows of one pair; `positions` are the rows' positions among the tokens."""
+        ours, theirs, local = pair.model[stage][rows], pair.ref[stage][rows], pair.local[stage][rows]
+        _check_finite(state, pair.layer, stage, ours, theirs, positions)
+        self.free.add(ours, theirs)
+        self.local.add(local, theirs)
+        from_file = relative_l2(local, theirs)
+        if pair.local_ref_file is not None:
+            self.mixed = True
+            same_file = pair.local_ref_file[stage][rows]
+            self.arithmetic.add(same_file, theirs)
+            # What the file itself adds: the two files under one arithmetic, from the same inputs.
+            self.from_file.add(local, same_file)
+            from_file = relative_l2(local, same_file)
+        allowed = state.noise.tolerance(pair, stage, rows, from_file)
+        if allowed is not None:
+            self.tolerance = max(allowed, self.tolerance or 0.0)
+        if self.channels is None:
+            no_channels = stage in (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX, Stage.LM_HEAD)
+            self.channels = () if no_channels else massive_channels(theirs)
+        if self.channels:
+            self.rest.add(without_channels(ours, self.channels), without_channels(theirs, self.channels))
+
+    def report(self, state: _State, layer: int, stage: Stage) -> StageReport:
+        """The stage's report; the first stage beyond its tolerance is accused."""
+        from_file = (self.from_file if self.mixed else self.local).rel_l2
+        beyond = self.tolerance is not None and from_file is not None and from_file > self.tolerance
+        if state.first is None and state.unmeasured is None and beyond:
+            state.first = _accuse(state, layer, stage)
+        channels = self.channels or ()
+        free = self.free.distance()
+        row, channel = free.max_abs_at
+        return StageReport(
+            distance=replace(free, max_abs_at=(state.positions[row], channel)),
+            local_rel_l2=self.local.rel_l2,
+            tolerance=self.tolerance,
+            arithmetic_rel_l2=self.arithmetic.rel_l2 if self.mixed else None,
+            massive_channels=channels,
+            without_massive=self.rest.distance() if channels else None,
+        )
+
+
+def _check_finite(
+    state: _State, layer: int, stage: Stage, ours: np.ndarray, theirs: np.ndarray, positions: list[int]
+) -> None:
+    """NaN or infinity on the model's side alone is a divergence, on the reference's it leaves nothing to judge by."""
+    if state.first is not None or state.unmeasured is not None:
+        return
+    for value, side in ((theirs, "reference"), (ours, "model")):
+        bad = ~np.isfinite(value)
+        if not bad.any():
+            continue
+        row, channel = (int(i) for i in np.argwhere(bad)[0])
+        text = f"the {side}'s value is {value[row, channel]} at position {positions[row]}, channel {channel}"
+        if side == "reference":
+            state.unmeasured = f"layer {layer}, {stage}: {text}; there is nothing to judge the model by"
+        else:
+            accused = _accuse(state, layer, stage)
+            cause = f"{text}; {accused.cause}" if "tensor" not in accused.cause else text
+            state.first = FirstDivergence(layer, stage, cause, accused.next_step)
+        return
+
+
+def _accuse(state: _State, layer: int, stage: Stage) -> FirstDivergence:
+    cause, step = cause_of(layer, stage, state.files, (state.model.arithmetic, state.ref.arithmetic))
+    return FirstDivergence(layer, stage, cause, step)
+
+
+def _tokens_divergence(tokens: TokensReport) -> FirstDivergence | None:
+    if tokens.agree:
+        return None
+    return FirstDivergence(
+        OUTSIDE, Stage.EMBEDDING, tokens.reason, "compare the vocabularies with `python -m aprjax inspect`"
+    )
+
+
+def _verdict(state: _State, tokens: TokensReport) -> tuple[Verdict, str]:
+    if not tokens.agree:
+        return Verdict.DIVERGENCE, tokens.reason
+    if state.unmeasured is not None:
+        return Verdict.UNMEASURED, state.unmeasured
+    if state.first is not None:
+        return Verdict.DIVERGENCE, state.first.cause
+    flips = [m for m in state.margins if m.flip]
+    if not flips:
+        touched = any(not t.same_values for t in state.files.tensors) or state.files.config
+        tail = "; the files differ, but nowhere that these tokens touch" if touched else ""
+        return Verdict.AGREE, f"no stage differs by more than rounding explains, and no position flips{tail}"
+    worst = max(flips, key=lambda m: m.gap / m.rms_delta if m.rms_delta else np.inf)
+    sigmas = worst.gap / worst.rms_delta if worst.rms_delta else float("inf")
+    text = f"{len(flips)} of {len(state.margins)} positions flip, at most across {worst.gap:.3g} logits ({sigmas:.1f} sigma)"
+    if sigmas <= NEAR_TIE_SIGMAS:
+        return Verdict.NEAR_TIE, f"{text}: within the noise between the two arithmetics"
+    state.first = FirstDivergence(OUTSIDE, Stage.LM_HEAD, f"{text}, without any single guilty stage", "")
+    return Verdict.DIVERGENCE, state.first.cause

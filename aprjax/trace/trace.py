@@ -1,0 +1,188 @@
+"""`Trace`: one side's values by (layer, stage), with all that a comparison must know about them.
+
+A saved trace is a safetensors file: one tensor `layer.3/ffn_gate` per value (`whole/lm_head` outside the
+layers), and in its metadata the tokens, positions, arithmetic, capture points and the file's SHA-256. The
+writer streams: it holds no more than the value at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from aprjax.checkpoint.types import CheckpointError
+from aprjax.qwen2.stages import OUTSIDE, Stage
+
+SCHEMA = "aprjax.trace/1"
+# Where in the graph the stages whose name leaves that open are taken.
+CAPTURE_POINTS = {
+    "qkv_matmul": "before the bias",
+    "qkv_bias": "after the bias",
+    "q_post_rope": "before the KV heads are repeated",
+    "k_post_rope": "before the KV heads are repeated",
+    "attn_scores": "scaled, before the mask",
+    "attn_softmax": "after the mask",
+}
+# A header entry takes about 90 bytes; the rest is air for long names and large offsets.
+_ENTRY_BYTES = 160
+# The format's own limit on the header (safetensors 0.4: 100 MB).
+_MOST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TraceInfo:
+    """What a trace is a trace of.
+
+    Attributes:
+        path: the file that was run.
+        sha256: its digest.
+        format: gguf, apr or safetensors.
+        arithmetic: the preset that ran it.
+        tokens: what was fed.
+        positions: positions of the rows of every stage up to the last residual.
+        head_positions: positions of the rows of final_norm and lm_head.
+        dtype: of the values.
+        platform: what computed them.
+    """
+
+    path: str
+    sha256: str
+    format: str
+    arithmetic: str
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    head_positions: tuple[int, ...]
+    dtype: str = "float32"
+    platform: str = ""
+
+
+def tensor_name(layer: int, stage: Stage) -> str:
+    """The name of a value in a saved trace."""
+    return f"whole/{stage}" if layer == OUTSIDE else f"layer.{layer}/{stage}"
+
+
+def this_platform() -> str:
+    """What computes here: platform and versions, for a trace's metadata."""
+    import jax
+
+    device = jax.devices()[0]
+    return f"{platform.machine()} {device.platform} ({device.device_kind}), jax {jax.__version__}"
+
+
+class TraceWriter:
+    """Writes a trace value by value; the file appears under its name when it is complete.
+
+    Use it as a context manager. Values may come in batches of rows.
+    """
+
+    def __init__(self, path: Path, info: TraceInfo, *, layers: int) -> None:
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        metadata = {"schema": SCHEMA, "info": json.dumps(asdict(info)), "capture_points": json.dumps(CAPTURE_POINTS)}
+        self._header: dict[str, Any] = {"__metadata__": metadata}
+        room = len(json.dumps(self._header)) + _ENTRY_BYTES * len(Stage) * (layers + 1)
+        self._room = min(-(-room // 8) * 8, _MOST_HEADER)
+        self._end = 0
+        self._written: dict[str, int] = {}
+        self._stream = self._partial.open("wb")
+
+    def write(self, layer: int, stage: Stage, rows: np.ndarray, *, total_rows: int | None = None) -> None:
+        """Appends rows `[position, width]` to a value of `total_rows` rows (by default, these are all)."""
+        name = tensor_name(layer, stage)
+        rows = np.ascontiguousarray(rows, np.float32)
+        total = rows.shape[0] if total_rows is None else total_rows
+        if name not in self._header:
+            size = total * rows.shape[1] * 4
+            shape, offsets = [total, rows.shape[1]], [self._end, self._end + size]
+            self._header[name] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+            self._written[name] = 0
+            self._end += size
+        self._stream.seek(8 + self._room + self._header[name]["data_offsets"][0] + self._written[name])
+        self._stream.write(rows)
+        self._written[name] += rows.nbytes
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._stream.close()
+            self._partial.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        for name, written in self._written.items():
+            begin, end = self._header[name]["data_offsets"]
+            if written != end - begin:
+                raise ValueError(f"{name} was declared with {end - begin} bytes and got {written}")
+        text = json.dumps(self._header, separators=(",", ":")).encode()
+        if len(text) > self._room:
+            raise ValueError(f"the header takes {len(text)} bytes, {self._room} were set aside")
+        self._stream.seek(0)
+        self._stream.write(struct.pack("<Q", self._room) + text.ljust(self._room))
+        self._stream.flush()
+        self._stream.close()
+        os.replace(self._partial, self.path)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A saved trace, opened lazily."""
+
+    path: Path
+    info: TraceInfo
+    shapes: Mapping[tuple[int, Stage], tuple[int, int]]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Opens a saved trace.
+
+        Raises:
+            CheckpointError: the file is no trace of aprjax, or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        try:
+            with safe_open(path, framework="numpy") as stream:
+                metadata = stream.metadata() or {}
+                shapes = {}
+                for name in stream.keys():  # noqa: SIM118 - not a dict
+                    where, _, stage = name.partition("/")
+                    layer = OUTSIDE if where == "whole" else int(where.removeprefix("layer."))
+                    shapes[layer, Stage(stage)] = tuple(stream.get_slice(name).get_shape())
+            if metadata.get("schema") != SCHEMA:
+                raise ValueError(f"expected the schema {SCHEMA}, found {metadata.get('schema')!r}")
+            info = json.loads(metadata["info"])
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"not a readable trace: {error}", file=path, fix="save it again with --save-trace"
+            ) from error
+        info.update({key: tuple(info[key]) for key in ("tokens", "positions", "head_positions")})
+        return cls(path, TraceInfo(**info), dict(sorted(shapes.items())))
+
+    def __getitem__(self, key: tuple[int, Stage]) -> np.ndarray:
+        """One value, `float32[position, width]`."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="numpy") as stream:
+            return stream.get_tensor(tensor_name(*key))
+
+    def __iter__(self) -> Iterator[tuple[int, Stage]]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
