@@ -148,7 +148,7 @@ class _Parser:
 
     def __init__(self, buffer: np.ndarray, file: Path) -> None:
         self.buffer = buffer
-        self.view = memoryview(buffer)
+        self.view = buffer.data
         self.file = file
         self.position = 0
 

@@ -15,7 +15,7 @@ import numpy as np
 _LENGTH_BYTES = 8
 _SEVEN_ZEROS = bytes(_LENGTH_BYTES - 1)
 # Large enough to amortise the calls, small enough that a lying header costs no memory to speak of.
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 
 
 class StringArrayError(Exception):
