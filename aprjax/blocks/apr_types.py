@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from aprjax.blocks.encoders import round_half_away
 from aprjax.blocks.fields import Fields, half, namespace, reinterpret
 
 
@@ -29,14 +30,6 @@ def decode_apr_q8(blocks: Any) -> Any:
     return reinterpret(blocks, np.int8).astype(np.float32)
 
 
-def _round_half_away(values: np.ndarray) -> np.ndarray:
-    """Rust's `f32::round`: ties away from zero."""
-    magnitude = np.abs(values)
-    floor = np.floor(magnitude)
-    # `floor(x + 0.5)` would round 0.49999997 up; the difference x - floor(x) is exact.
-    return np.copysign(floor + (magnitude - floor >= np.float32(0.5)), values)
-
-
 def encode_apr_q4(values: np.ndarray) -> np.ndarray:
     """float32 `[n, 32]` -> `uint8[n, 18]` (aprender `AF:v2/writer.rs`, `add_q4`).
 
@@ -46,7 +39,7 @@ def encode_apr_q4(values: np.ndarray) -> np.ndarray:
     values = np.ascontiguousarray(values, np.float32)
     largest = np.abs(values).max(axis=1)
     scale = np.where(largest == 0, np.float32(1), largest / np.float32(7))
-    codes = (np.clip(_round_half_away(values / scale[:, None]), -8, 7) + 8).astype(np.uint8)
+    codes = (np.clip(round_half_away(values / scale[:, None]), -8, 7) + 8).astype(np.uint8)
     with np.errstate(over="ignore"):
         head = scale.astype("<f2").view(np.uint8).reshape(-1, 2)
     return np.concatenate([head, codes[:, 0::2] | (codes[:, 1::2] << 4)], axis=1)
@@ -60,4 +53,4 @@ def apr_q8_scale(values: np.ndarray) -> np.float32:
 
 def encode_apr_q8(values: np.ndarray, scale: np.float32) -> np.ndarray:
     """float32 `[n, 1]` -> `uint8[n, 1]` with the tensor's scale; ties away from zero."""
-    return np.clip(_round_half_away(values / scale), -127, 127).astype(np.int8).view(np.uint8)
+    return np.clip(round_half_away(values / scale), -127, 127).astype(np.int8).view(np.uint8)

@@ -60,10 +60,14 @@ def encode(name: str | int, values: np.ndarray) -> np.ndarray:
     A last partial block is filled up with zeros.
 
     Raises:
-        ValueError: the format has no encoder.
+        ValueError: the format has no encoder, or values are not finite and the format shares scales (one
+            infinity would spoil its whole block).
     """
     blocks = block_format(name)
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    if blocks.quantized and not np.isfinite(flat).all():
+        index = int(np.flatnonzero(~np.isfinite(flat))[0])
+        raise ValueError(f"{blocks.name} cannot hold {flat[index]} (element {index} in row-major order)")
     if blocks.tensor_scale:
         scale = apr_types.apr_q8_scale(flat)
         head = np.array([scale], "<f4").view(np.uint8)

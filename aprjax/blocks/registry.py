@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aprjax.blocks import apr_types, blocks_of_32, exotic, floats, k_quants
+from aprjax.blocks import apr_types, blocks_of_32, encoders, exotic, floats, k_quants
 from aprjax.blocks.fields import Fields, combine
 
 Decoder = Callable[[Any], Any]
@@ -122,13 +122,13 @@ def _formats() -> tuple[BlockFormat, ...]:
         _quantized("Q4_1", 3, 32, 20, small.unpack_q4_1, "Q8_1"),
         _quantized("Q5_0", 6, 32, 22, small.unpack_q5_0, "Q8_0"),
         _quantized("Q5_1", 7, 32, 24, small.unpack_q5_1, "Q8_1"),
-        _quantized("Q8_0", 8, 32, 34, small.unpack_q8_0, "Q8_0"),
+        _quantized("Q8_0", 8, 32, 34, small.unpack_q8_0, "Q8_0", encode=encoders.encode_q8_0),
         _quantized("Q8_1", 9, 32, 36, activations.unpack_q8_1, None),
         _quantized("Q2_K", 10, 256, 84, large.unpack_q2_k, "Q8_K"),
         _quantized("Q3_K", 11, 256, 110, large.unpack_q3_k, "Q8_K"),
-        _quantized("Q4_K", 12, 256, 144, large.unpack_q4_k, "Q8_K"),
+        _quantized("Q4_K", 12, 256, 144, large.unpack_q4_k, "Q8_K", encode=encoders.encode_q4_k),
         _quantized("Q5_K", 13, 256, 176, large.unpack_q5_k, "Q8_K"),
-        _quantized("Q6_K", 14, 256, 210, large.unpack_q6_k, "Q8_K"),
+        _quantized("Q6_K", 14, 256, 210, large.unpack_q6_k, "Q8_K", encode=encoders.encode_q6_k),
         _quantized("Q8_K", 15, 256, 292, activations.unpack_q8_k, None),
         *(
             BlockFormat(name, ggml_id, size, nbytes, exotic.decoder(name), activation=activation)
