@@ -53,12 +53,13 @@ def cause_of(
         if not difference.same_values:
             return (
                 f"{difference.name} differs: {difference.explanation}",
-                "convert the model again from the reference; `python -m aprjax inspect` shows the tensor's type and place",
+                "convert the model again from the reference; `python -m aprjax inspect` shows the tensor",
             )
     if differing:
         ours, theirs = differing[0].block_types
         return (
-            f"{differing[0].name} holds equal values as {ours} and {theirs}, which this arithmetic multiplies differently",
+            f"{differing[0].name} holds equal values as {ours} and {theirs}, "
+            "which this arithmetic multiplies differently",
             "run both sides under --arithmetic float32 to compare the files alone",
         )
     ours, theirs = arithmetics

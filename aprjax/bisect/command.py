@@ -81,7 +81,7 @@ def run_layers(
 
 
 def worst(reports: list[LayersReport]) -> LayersReport:
-    """The report that decides: a divergence before what is unmeasured, that before a near-tie, that before agreement."""
+    """The report that decides: divergence before unmeasured before near-tie before agreement."""
     order = [Verdict.DIVERGENCE, Verdict.UNMEASURED, Verdict.NEAR_TIE, Verdict.AGREE]
     return min(reports, key=lambda r: order.index(r.verdict))
 

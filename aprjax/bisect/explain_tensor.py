@@ -153,8 +153,8 @@ def _fields(ours: EncodedTensor, theirs: EncodedTensor) -> str | None:
 def _same_nibbles(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether every block holds the same nibbles, in whatever order (looked up in a sample of blocks)."""
     step = max(1, len(a) // 4096)
-    nibbles = [np.sort(np.concatenate([x[::step] & 15, x[::step] >> 4], axis=1), axis=1) for x in (a, b)]
-    return np.array_equal(*nibbles)
+    ours, theirs = (np.sort(np.concatenate([x[::step] & 15, x[::step] >> 4], axis=1), axis=1) for x in (a, b))
+    return np.array_equal(ours, theirs)
 
 
 def _scale(a: np.ndarray, b: np.ndarray) -> float | None:

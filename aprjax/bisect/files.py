@@ -206,8 +206,8 @@ def _decoded_distance(ours: EncodedTensor, theirs: EncodedTensor) -> tuple[float
 def _decoded_slices(ours: EncodedTensor, theirs: EncodedTensor):
     """Matching slices of decoded rows, `(first row, model, reference)`; vectors count as one row."""
     try:
-        ours.packed(), theirs.packed()
-        rows = ours.shape[0] if len(ours.shape) > 1 else 0
+        by_row = all(tensor.packed().size for tensor in (ours, theirs))
+        rows = ours.shape[0] if by_row and len(ours.shape) > 1 else 0
     except CheckpointError:  # rows that share blocks (flat AprQ4, AprQ8): decode the whole
         rows = 0
     if rows == 0:

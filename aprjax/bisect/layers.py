@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from aprjax.bisect.report import (
     LayersReport,
     MarginReport,
     PromptInfo,
+    SidedFinding,
     SideInfo,
     StageReport,
     Verdict,
@@ -115,7 +115,7 @@ def layers(
     )
 
 
-def _findings(model: Runner, ref: Runner, files: FilesReport, tokens: TokensReport) -> tuple[Finding, ...]:
+def _findings(model: Runner, ref: Runner, files: FilesReport, tokens: TokensReport) -> tuple[SidedFinding, ...]:
     met = [sided(f, "model") for f in model.checkpoint.findings] + [sided(f, "ref") for f in ref.checkpoint.findings]
     summary = Finding("files-compared", "info", files.sentence())
     return (*(sided(f, "both") for f in (summary, *files.findings(), *tokens.findings)), *met)
@@ -178,7 +178,7 @@ class _StageSums:
     def add(self, state: _State, pair: LayerPair, stage: Stage, rows: list[int], positions: list[int]) -> None:
         """Adds the rows of one pair; `positions` are the rows' positions among the tokens."""
         ours, theirs, local = pair.model[stage][rows], pair.ref[stage][rows], pair.local[stage][rows]
-        _check_finite(state, pair.layer, stage, ours, theirs, positions)
+        _check_finite(state, (pair.layer, stage), ours, theirs, positions)
         self.free.add(ours, theirs)
         self.local.add(local, theirs)
         from_file = relative_l2(local, theirs)
@@ -218,7 +218,7 @@ class _StageSums:
 
 
 def _check_finite(
-    state: _State, layer: int, stage: Stage, ours: np.ndarray, theirs: np.ndarray, positions: list[int]
+    state: _State, place: tuple[int, Stage], ours: np.ndarray, theirs: np.ndarray, positions: list[int]
 ) -> None:
     """NaN or infinity on the model's side alone is a divergence, on the reference's it leaves nothing to judge by."""
     if state.first is not None or state.unmeasured is not None:
@@ -230,11 +230,10 @@ def _check_finite(
         row, channel = (int(i) for i in np.argwhere(bad)[0])
         text = f"the {side}'s value is {value[row, channel]} at position {positions[row]}, channel {channel}"
         if side == "reference":
-            state.unmeasured = f"layer {layer}, {stage}: {text}; there is nothing to judge the model by"
+            state.unmeasured = f"layer {place[0]}, {place[1]}: {text}; there is nothing to judge the model by"
         else:
-            accused = _accuse(state, layer, stage)
-            cause = f"{text}; {accused.cause}" if "tensor" not in accused.cause else text
-            state.first = FirstDivergence(layer, stage, cause, accused.next_step)
+            accused = _accuse(state, *place)
+            state.first = FirstDivergence(*place, f"{text}; {accused.cause}", accused.next_step)
         return
 
 
@@ -262,10 +261,14 @@ def _verdict(state: _State, tokens: TokensReport) -> tuple[Verdict, str]:
     if not flips:
         touched = any(not t.same_values for t in state.files.tensors) or state.files.config
         tail = "; the files differ, but nowhere that these tokens touch" if touched else ""
-        return Verdict.AGREE, f"no stage differs by more than rounding explains, and no position flips{tail}"
+        explained = (
+            "rounding explains" if state.model.arithmetic == state.ref.arithmetic else "the two arithmetics explain"
+        )
+        return Verdict.AGREE, f"no stage differs by more than {explained}, and no position flips{tail}"
     worst = max(flips, key=lambda m: m.gap / m.rms_delta if m.rms_delta else np.inf)
     sigmas = worst.gap / worst.rms_delta if worst.rms_delta else float("inf")
-    text = f"{len(flips)} of {len(state.margins)} positions flip, at most across {worst.gap:.3g} logits ({sigmas:.1f} sigma)"
+    share = f"{len(flips)} of {len(state.margins)} positions flip"
+    text = f"{share}, at most across {worst.gap:.3g} logits ({sigmas:.1f} sigma)"
     if sigmas <= NEAR_TIE_SIGMAS:
         return Verdict.NEAR_TIE, f"{text}: within the noise between the two arithmetics"
     state.first = FirstDivergence(OUTSIDE, Stage.LM_HEAD, f"{text}, without any single guilty stage", "")

@@ -66,7 +66,7 @@ class NoiseFloor:
                 "rel_l2": {},
             }
         return {
-            "method": "relative L2 between the reference's stage and the same stage from the same inputs with float64 sums",
+            "method": "relative L2 of the reference's stage from the same stage of the same inputs with float64 sums",
             "factor": FACTOR,
             "layers": self.measured_at,
             "rel_l2": {str(stage): floor for stage, floor in self.by_stage.items()},

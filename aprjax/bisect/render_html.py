@@ -18,7 +18,8 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem}
 .divergence{color:var(--bad)}.agree{color:var(--ok)}.near-tie,.unmeasured{color:var(--warn)}
-table{border-collapse:collapse;font-size:.9rem;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
+table{border-collapse:collapse;font-size:.9rem;width:100%}
+th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto}img{max-width:100%;height:auto;background:#fff;border-radius:6px}
 code{font-size:.85em;overflow-wrap:anywhere}
@@ -74,7 +75,7 @@ def _page(reports: list[LayersReport], pictures: list[Path]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>aprjax layers: {escape(str(first.verdict))}</title><style>{_STYLE}</style></head><body>"
         "<h1>Where do these two models part?</h1>"
-        f'<div class="scroll"><table><tr><th>side</th><th>file</th><th>format</th><th>arithmetic</th><th>sha256</th></tr>{sides}</table></div>'
+        f"{_table(['side', 'file', 'format', 'arithmetic', 'sha256'], sides)}"
         f"{''.join(sections)}<h2>Findings</h2>{_findings_table(reports)}</body></html>\n"
     )
 
@@ -89,6 +90,13 @@ def _heading(report: LayersReport) -> str:
 def _next(report: LayersReport) -> str:
     first = report.first_divergence
     return f"<p><strong>Next:</strong> {escape(first.next_step)}</p>" if first is not None and first.next_step else ""
+
+
+def _table(head: list[str], rows: str, *, numbers: bool = False) -> str:
+    """A table that scrolls sideways on a narrow screen; `rows` are ready-made."""
+    kind = ' class="number"' if numbers else ""
+    cells = "".join(f"<th{kind}>{escape(name)}</th>" for name in head)
+    return f'<div class="scroll"><table><tr>{cells}</tr>{rows}</table></div>'
 
 
 def _number(value: float | None) -> str:
@@ -108,11 +116,8 @@ def _top_table(report: LayersReport) -> str:
     )
     if not rows:
         return "<p>Every stage is bit-identical given the same inputs.</p>" if report.layers else ""
-    head = "".join(
-        f'<th class="number">{name}</th>'
-        for name in ("local rel L2", "tolerance", "rel L2", "cosine", "std ratio", "max |Δ|")
-    )
-    return f'<div class="scroll"><table><tr><th class="number">layer</th><th>stage</th>{head}</tr>{rows}</table></div>'
+    head = ["layer", "stage", "local rel L2", "tolerance", "rel L2", "cosine", "std ratio", "max |Δ|"]
+    return _table(head, rows, numbers=True)
 
 
 def _margins_table(report: LayersReport) -> str:
@@ -126,18 +131,15 @@ def _margins_table(report: LayersReport) -> str:
         f'<td class="number">{_number(m.kl)}</td></tr>'
         for m in flips[:50]
     )
-    head = "".join(
-        f'<th class="number">{h}</th>'
-        for h in ("position", "ref top-1", "ref margin", "model top-1", "model margin", "gap", "KL")
-    )
-    return f'<h3>{len(flips)} flips in {len(report.margins)} positions</h3><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+    head = ["position", "ref top-1", "ref margin", "model top-1", "model margin", "gap", "KL"]
+    return f"<h3>{len(flips)} flips in {len(report.margins)} positions</h3>{_table(head, rows, numbers=True)}"
 
 
 def _findings_table(reports: list[LayersReport]) -> str:
     findings = dict.fromkeys(f for report in reports for f in report.findings)
     rows = "".join(
-        f"<tr><td>{f.severity}</td><td><code>{escape(f.id)}</code></td><td>{escape(getattr(f, 'side', ''))}</td>"
+        f"<tr><td>{f.severity}</td><td><code>{escape(f.id)}</code></td><td>{escape(f.side)}</td>"
         f"<td><code>{escape(f.tensor or '')}</code></td><td>{escape(f.message)}</td></tr>"
         for f in findings
     )
-    return f'<div class="scroll"><table><tr><th>severity</th><th>id</th><th>side</th><th>tensor</th><th>message</th></tr>{rows}</table></div>'
+    return _table(["severity", "id", "side", "tensor", "message"], rows)

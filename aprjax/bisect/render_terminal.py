@@ -135,9 +135,8 @@ def _print_verdict(console: Console, report: LayersReport) -> None:
     place = ""
     if first is not None:
         place = f" at {_layer_text(first.layer)}{first.stage}"
-    console.print(
-        f"[{style}]{str(report.verdict).upper()}{place}[/]  [dim]({report.prompt.name}, {len(report.prompt.tokens)} tokens)[/]"
-    )
+    fed = f"{report.prompt.name}, {len(report.prompt.tokens)} tokens"
+    console.print(f"[{style}]{str(report.verdict).upper()}{place}[/]  [dim]({fed})[/]")
     console.print(f"  {escape(report.reason)}")
     if first is not None and first.next_step:
         console.print(f"  next: {escape(first.next_step)}")
@@ -149,11 +148,10 @@ def _layer_text(layer: int) -> str:
 
 def _positions_text(report: LayersReport) -> str:
     chosen, count = report.prompt.positions, len(report.prompt.tokens)
-    if len(chosen) == count:
+    if not chosen or len(chosen) == count:
         return f"all {count} positions"
-    return (
-        f"positions {chosen[0]} to {chosen[-1]} of {count}" if len(chosen) > 1 else f"position {chosen[0]} of {count}"
-    )
+    first, last = min(chosen), max(chosen)
+    return f"positions {first} to {last} of {count}" if last > first else f"position {first} of {count}"
 
 
 def _number(value: float | None, form: str) -> str:

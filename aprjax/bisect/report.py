@@ -28,6 +28,18 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class SidedFinding(Finding):
+    """A finding together with the side it was met on."""
+
+    side: str = ""
+
+
+def sided(finding: Finding, side: str) -> SidedFinding:
+    """The finding, marked with its side."""
+    return SidedFinding(**{**asdict(finding), "side": side})
+
+
+@dataclass(frozen=True)
 class SideInfo:
     """What one side was: file, format, and the arithmetic that ran it."""
 
@@ -141,7 +153,7 @@ class LayersReport:
     first_divergence: FirstDivergence | None
     sides: dict[str, SideInfo]
     prompt: PromptInfo
-    findings: tuple[Finding, ...]
+    findings: tuple[SidedFinding, ...]
     layers: tuple[LayerReport, ...]
     margins: tuple[MarginReport, ...]
     noise: dict[str, Any]
@@ -160,7 +172,7 @@ class LayersReport:
                 "tokens": list(self.prompt.tokens),
                 "positions": list(self.prompt.positions),
             },
-            "findings": [finding_json(f) for f in self.findings],
+            "findings": [finding.to_json() for finding in self.findings],
             "layers": [layer.to_json() for layer in self.layers],
             "margins": [asdict(margin) for margin in self.margins],
             "noise": self.noise,
@@ -191,20 +203,3 @@ class LayersReport:
         from aprjax.bisect.render_html import summary_html
 
         return summary_html(self)
-
-
-@dataclass(frozen=True)
-class SidedFinding(Finding):
-    """A finding together with the side it was met on."""
-
-    side: str = ""
-
-
-def finding_json(finding: Finding) -> dict[str, Any]:
-    """A finding as the contract has it: `side` is always present."""
-    return {"side": "", **finding.to_json()}
-
-
-def sided(finding: Finding, side: str) -> SidedFinding:
-    """The finding, marked with its side."""
-    return SidedFinding(**{**asdict(finding), "side": side})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
 from aprjax.qwen2.loading import embed, head_tensor, load_layer, load_norm, pack, require_runnable
 from aprjax.qwen2.modules import Context, DecoderLayer, PackedWeight, RMSNorm, multiply
 from aprjax.qwen2.rope import rope_tables
-from aprjax.qwen2.stages import Stage, Tap
+from aprjax.qwen2.stages import OUTSIDE, Stage, Tap
 
 
 @contextmanager
@@ -101,6 +101,46 @@ def embed_padded(checkpoint: Checkpoint, tokens: list[int]) -> np.ndarray:
     return padded
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["embedding", "layers", "norm", "head"], meta_fields=[])
+@dataclass(frozen=True)
+class Parameters:
+    """A whole model as one pytree, for `logits` under an outer `jax.jit` or `jax.grad`.
+
+    `embedding` holds the rows of the tokens at hand, `[position, hidden]`: the embedding matrix itself
+    stays in the file.
+    """
+
+    embedding: Float[Array, "position hidden"]
+    layers: tuple[DecoderLayer, ...]
+    norm: RMSNorm
+    head: PackedWeight
+
+
+def logits(
+    parameters: Parameters,
+    context: Context,
+    perturbations: dict[tuple[int, Stage], Array] | None = None,
+    *,
+    arithmetic: Arithmetic,
+) -> Float[Array, "position vocab"]:
+    """The forward pass as one pure function, differentiable in every float leaf and perturbation.
+
+    `perturbations` are added at their (layer, stage); the gradient with respect to zeros there is the
+    gradient with respect to that stage's value.
+    """
+    added = perturbations or {}
+    hidden = parameters.embedding.astype(arithmetic.dtype)
+    if (OUTSIDE, Stage.EMBEDDING) in added:
+        hidden = hidden + added[OUTSIDE, Stage.EMBEDDING]
+    for index, layer in enumerate(parameters.layers):
+        here = {stage: value for (at, stage), value in added.items() if at == index}
+        hidden, _, _ = run_layer(layer, hidden, context, {}, here, arithmetic=arithmetic, capture=False)
+    normed = run_norm(parameters.norm, hidden, arithmetic=arithmetic)
+    if (OUTSIDE, Stage.FINAL_NORM) in added:
+        normed = normed + added[OUTSIDE, Stage.FINAL_NORM]
+    return run_head(parameters.head, normed, arithmetic=arithmetic)
+
+
 @dataclass
 class Qwen2:
     """A loaded model: every weight encoded, on the default device.
@@ -127,10 +167,14 @@ class Qwen2:
         """The checkpoint's dimensions and constants."""
         return self.checkpoint.config
 
+    def parameters(self, tokens: list[int]) -> Parameters:
+        """The model as one pytree, with the embedding rows of `tokens`."""
+        rows = jnp.asarray(embed(self.checkpoint, tokens))
+        return Parameters(rows, tuple(self.layers), self.norm, self.head)
+
     def __call__(self, tokens: list[int] | np.ndarray) -> Float[Array, "position vocab"]:
         """Logits of every position."""
-        logits, _ = self.forward(list(tokens), capture=False)
-        return logits
+        return self.forward(list(tokens), capture=False)[0]
 
     def run_with_cache(self, tokens: list[int]) -> tuple[Array, dict[tuple[int, Stage], Array]]:
         """Logits, and every stage's value by (layer, stage); layer -1 holds the stages outside the layers."""
@@ -142,15 +186,15 @@ class Qwen2:
         trace: dict[tuple[int, Stage], Array] = {}
         with precision_scope(arithmetic):
             hidden = jnp.asarray(embed_padded(self.checkpoint, tokens)).astype(arithmetic.dtype)
-            trace[-1, Stage.EMBEDDING] = hidden[:count]
+            trace[OUTSIDE, Stage.EMBEDDING] = hidden[:count]
             context = causal_context(self.config, arithmetic, length=hidden.shape[0])
             for index, layer in enumerate(self.layers):
                 hidden, _, captured = run_layer(layer, hidden, context, {}, {}, arithmetic=arithmetic, capture=capture)
                 trace.update({(index, stage): trim(stage, value, count) for stage, value in captured.items()})
             normed = run_norm(self.norm, hidden[:count], arithmetic=arithmetic)
-            logits = run_head(self.head, normed, arithmetic=arithmetic)
-            trace[-1, Stage.FINAL_NORM], trace[-1, Stage.LM_HEAD] = normed, logits
-        return logits, trace if capture else {}
+            output = run_head(self.head, normed, arithmetic=arithmetic)
+            trace[OUTSIDE, Stage.FINAL_NORM], trace[OUTSIDE, Stage.LM_HEAD] = normed, output
+        return output, trace if capture else {}
 
 
 def trim(stage: Stage, value: Any, count: int) -> Any:
@@ -159,71 +203,3 @@ def trim(stage: Stage, value: Any, count: int) -> Any:
         return value[:count]
     padded = value.shape[0]
     return value[:count].reshape(count, -1, padded)[:, :, :count].reshape(count, -1)
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of every layer, `[capacity, kv_head, channel]` each, and how many rows are filled."""
-
-    keys: tuple[Array, ...]
-    values: tuple[Array, ...]
-    length: int
-
-    @classmethod
-    def empty(cls, config: ModelConfig, capacity: int, dtype: str = "float32") -> Cache:
-        """A cache for up to `capacity` positions."""
-        shape = (capacity, config.num_kv_heads, config.head_dim)
-        blank = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-        return cls(blank, blank, 0)
-
-
-def extend(model: Qwen2, tokens: list[int], cache: Cache) -> tuple[Float[Array, " vocab"], Cache]:
-    """Runs `tokens` after those in `cache`: the last position's logits, and the longer cache.
-
-    Raises:
-        ValueError: the tokens do not fit into the cache.
-    """
-    arithmetic, count, start = model.arithmetic, len(tokens), cache.length
-    capacity = cache.keys[0].shape[0]
-    padded = 1 if count == 1 else bucket(count)
-    if start + padded > capacity:
-        raise ValueError(f"{start} cached and {padded} new positions exceed the cache's capacity of {capacity}")
-    with precision_scope(arithmetic):
-        hidden = np.zeros((padded, model.config.hidden_size), np.float32)
-        hidden[:count] = embed(model.checkpoint, tokens)
-        hidden = jnp.asarray(hidden).astype(arithmetic.dtype)
-        context = causal_context(model.config, arithmetic, length=padded, start=start)
-        visible = jnp.arange(capacity)[None, :] <= start + jnp.arange(padded)[:, None]
-        keys, values = [], []
-        for index, layer in enumerate(model.layers):
-            layer_context = replace(
-                context,
-                visible=visible,
-                keys=cache.keys[index],
-                values=cache.values[index],
-                start=jnp.asarray(start, jnp.int32),
-            )
-            hidden, (k, v), _ = run_layer(layer, hidden, layer_context, {}, {}, arithmetic=arithmetic, capture=False)
-            keys.append(k)
-            values.append(v)
-        normed = run_norm(model.norm, hidden[count - 1 : count], arithmetic=arithmetic)
-        logits = run_head(model.head, normed, arithmetic=arithmetic)[0]
-    return logits, Cache(tuple(keys), tuple(values), start + count)
-
-
-def generate_greedy(
-    model: Qwen2, tokens: list[int], *, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()
-) -> list[int]:
-    """The greedy continuation, without the prompt; it ends with the first stop token, which is included."""
-    capacity = bucket(len(tokens)) + max_new_tokens
-    # A power of two, so that prompts and budgets of similar size share compiled programs.
-    cache = Cache.empty(model.config, 1 << (capacity - 1).bit_length(), model.arithmetic.dtype)
-    continuation: list[int] = []
-    feed = list(tokens)
-    while len(continuation) < max_new_tokens:
-        logits, cache = extend(model, feed, cache)
-        feed = [int(jnp.argmax(logits))]
-        continuation += feed
-        if feed[0] in stop_ids:
-            break
-    return continuation

@@ -100,7 +100,7 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
-        self.rope_pairing = rope_pairing
+        self.rope_pairing: RopePairing = rope_pairing
 
     def __call__(
         self,

@@ -46,7 +46,7 @@ def rope_tables(
 
 @cache
 def _libm():
-    """libm's cosf, sinf and powf; double precision rounded once where there is no libm to load.
+    """The C library's cosf, sinf and powf; double precision rounded once where there is none to load.
 
     The two differ by one unit in the last place in about 0.5 % of entries (measured in kernels.md, 4).
     """

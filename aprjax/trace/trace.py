@@ -107,7 +107,7 @@ class TraceWriter:
             self._written[name] = 0
             self._end += size
         self._stream.seek(8 + self._room + self._header[name]["data_offsets"][0] + self._written[name])
-        self._stream.write(rows)
+        self._stream.write(rows.data)
         self._written[name] += rows.nbytes
 
     def __enter__(self) -> TraceWriter:
