@@ -22,7 +22,6 @@ from aprjax.checkpoint.types import (
     Vocabulary,
     file_sha256,
 )
-from aprjax.checkpoint.values import scan_values
 
 # Longest text or list of the metadata that is shown; longer ones are described.
 _SHOWN_CHARACTERS = 200
@@ -112,7 +111,8 @@ def inspect(path: str | Path, *, whole: bool = True, values: bool = False) -> In
     Args:
         path: a file or folder that `open_checkpoint` reads, or a GGUF file of any architecture.
         whole: also read every byte, without decoding: for the SHA-256, and for NaN or infinite weights.
-        values: also decode every tensor, which takes a while: for values that no sound model has (`values.scan_values`).
+        values: also decode every tensor, which takes a while, to find values that no sound model has
+            (`values.scan_values`).
 
     Raises:
         CheckpointError: it cannot be read.
@@ -125,6 +125,11 @@ def inspect(path: str | Path, *, whole: bool = True, values: bool = False) -> In
         if foreign is None:
             raise
         return foreign
+    scanned: tuple[Finding, ...] = ()
+    if values:
+        from aprjax.checkpoint.values import scan_values
+
+        scanned = scan_values(checkpoint)
     return _inspection(
         path=path,
         container=checkpoint.format,
@@ -136,7 +141,7 @@ def inspect(path: str | Path, *, whole: bool = True, values: bool = False) -> In
         vocabulary=checkpoint.vocabulary,
         chat_template=checkpoint.chat_template,
         metadata=checkpoint.metadata,
-        findings=(*checkpoint.findings, *(scan_values(checkpoint) if values else ())),
+        findings=(*checkpoint.findings, *scanned),
         look_for_nonfinite=whole and not values,
     )
 
