@@ -22,7 +22,7 @@ Wrap = Literal["none", "once", "twice"]
 
 # What a template may use. Qwen2.5's own takes two steps a message, and a process with jinja2 loaded
 # needs 0.1 s and 40 MiB: the limits are far above that and still end an attack within seconds.
-STEPS = 200_000
+STEPS = 100_000
 CHARACTERS = 16 << 20
 CPU_SECONDS = 5
 MEMORY_BYTES = 512 << 20

@@ -45,10 +45,17 @@ SCRIPTS = {
     "caucasian-ethiopic": "ქართული ენა Ⴀ Ა հայերեն և አማርኛ ፩፪፫ ᚠᚢᚦ ᐃᓄᒃᑎᑐᑦ ᏣᎳᎩ",
     "emoji": "👋🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🏴󠁧󠁢󠁳󠁣󠁴󠁿 1️⃣ ❤️‍🔥 🇩🇪🇯🇵 👨🏿‍🚀 ☺︎ ☺️ 🫠🫨 ©️ ™ 🧑🏻‍❤️‍💋‍🧑🏾",
     "mathematics": "∀x∈ℝ: ⌈x⌉ = −⌊−x⌋, α ∧ ¬β ⟹ 𝔸𝕓𝒞 ½ ⅔ ² ³ ₄ ①②③ ⅷ Ⅻ ∞ ∑ᵢ √2 ≈ 1.41421",
-    "combining": "e\u0301 a\u030a\u0323 Z\u0351\u036b\u0343 o\u0308\u0304 \u0301lone x\u20dd \u1112\u1161\u11ab ね\u3099 ﬀ Å Å",
-    "unassigned-private": "\ue000\uf8ff \U000f0000\U0010fffd \u0378\u05ff \ufdd0\uffff\U0001fffe \ufffd \ufff9\ufffa\ufffb",
+    "combining": (
+        "e\u0301 a\u030a\u0323 Z\u0351\u036b\u0343 o\u0308\u0304 \u0301lone x\u20dd"
+        " \u1112\u1161\u11ab ね\u3099 ﬀ \u212b Å"
+    ),
+    "unassigned-private": (
+        "\ue000\uf8ff \U000f0000\U0010fffd \u0378\u05ff \ufdd0\uffff\U0001fffe \ufffd \ufff9\ufffa\ufffb"
+    ),
     "unicode-16": "\u1c89\ua7cb\U000105c0 \U00010d40\U00010d4a \U00013460 \U0001ccf0\U0001e5f1 a\ua7cbb 1\U00010d411",
-    "control": "a\x00b \x01\x02 \x07bell \x1b[31mred\x1b[0m \x7f \x80\x9f\xad soft\u00adhyphen \u200e\u200f\u202a\u202c",
+    "control": (
+        "a\x00b \x01\x02 \x07bell \x1b[31mred\x1b[0m \x7f \x80\x9f\xad soft\u00adhyphen \u200e\u200f\u202a\u202c"
+    ),
     "old": "𒀀𒁹 𓀀𓂀 𐎀𐎁 𐌰𐌱 𐤀𐤁 𝟘𝟙𝟚 𝍠 𐄇 ꩐ 𑁦 𞥐",
 }
 
@@ -114,7 +121,9 @@ def _specials(draw: random.Random) -> Iterator[str]:
         yield token.replace("|", "||")
         yield f"\\{token}'{token}\"{token}`"
     for _ in range(250):
-        pieces = [draw.choice(SPECIALS + ("<", "|", ">", "<|", "|>", "im_start", " ", "\n", "x", "é")) for _ in range(9)]
+        pieces = [
+            draw.choice((*SPECIALS, "<", "|", ">", "<|", "|>", "im_start", " ", "\n", "x", "é")) for _ in range(9)
+        ]
         yield "".join(pieces)
 
 
@@ -132,7 +141,9 @@ def _whitespace(draw: random.Random) -> Iterator[str]:
 
 def _borders(draw: random.Random) -> Iterator[str]:
     """Short strings over one alphabet of class representatives: the pre-tokenizer's own corner cases."""
-    alphabet = list("aZ09 '\"\n\r\t.,!(-sStTdDmMlLvVeErR") + list("é中ー़́²Ⅷ٣\xa0\u3000\u200d\u2028👍🏽\x00\x7f\u0378\ue000")
+    alphabet = list("aZ09 '\"\n\r\t.,!(-sStTdDmMlLvVeErR") + list(
+        "é中ー़́²Ⅷ٣\xa0\u3000\u200d\u2028👍🏽\x00\x7f\u0378\ue000"
+    )
     alphabet += ["'re", "'LL", "  ", "\r\n", "ſ", "K", "\u1c89", "\U00010d40"]
     for _ in range(700):
         yield "".join(draw.choice(alphabet) for _ in range(draw.randrange(1, 24)))

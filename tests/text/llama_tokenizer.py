@@ -37,9 +37,7 @@ class LlamaTokenizer:
         data = text.encode()
         # No token is shorter than a byte.
         buffer = (self._api.llama_token * (len(data) + 8))()
-        count = self._api.llama_tokenize(
-            self._vocabulary, data, len(data), buffer, len(buffer), False, parse_special
-        )
+        count = self._api.llama_tokenize(self._vocabulary, data, len(data), buffer, len(buffer), False, parse_special)
         assert count >= 0, f"llama_tokenize wants room for {-count} tokens"
         return list(buffer[:count])
 

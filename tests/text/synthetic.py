@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from aprjax.checkpoint.types import Checkpoint, ModelConfig, Vocabulary
@@ -38,14 +39,16 @@ SPECIALS = {
 @lru_cache
 def learn_merges(count: int) -> tuple[str, ...]:
     """Merges by pair frequency over a part of the corpus, ties in order of the alphabet."""
-    texts = [text for kind, text in corpus() if kind in ("code", "latin", "cjk", "emoji", "indic", "whitespace", "plain")]
+    texts = [
+        text for kind, text in corpus() if kind in ("code", "latin", "cjk", "emoji", "indic", "whitespace", "plain")
+    ]
     words = Counter(word for text in texts for word in text.replace(" ", " \0").split("\0") if word)
     pieces = {word: [CHARACTER_OF_BYTE[byte] for byte in word.encode()] for word in words}
     merges: list[str] = []
     for _ in range(count):
         pairs: Counter[tuple[str, str]] = Counter()
         for word, split in pieces.items():
-            for pair in zip(split, split[1:], strict=False):
+            for pair in pairwise(split):
                 pairs[pair] += words[word]
         left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(f"{left} {right}")

@@ -38,7 +38,9 @@ def test_the_corpus_is_as_large_and_varied_as_promised():
 
 @parsing
 def test_small_vocabulary_encodes_alike(small, small_peer, parse_special):
-    overlapping = [("overlap", f"a{first}{second[cut:]}") for first in SPECIALS for second in SPECIALS for cut in range(4)]
+    overlapping = [
+        ("overlap", f"a{first}{second[cut:]}") for first in SPECIALS for second in SPECIALS for cut in range(4)
+    ]
     found = compare([*corpus(), *overlapping], small, small_peer, parse_special=parse_special)
     assert not found, found[:5]
 

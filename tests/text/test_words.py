@@ -15,7 +15,7 @@ CHARACTERS = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0
 
 
 def members(character_class: str) -> set[str]:
-    split = pre_tokenizers.Split(Regex(character_class), "removed", invert=True)
+    split = pre_tokenizers.Split(Regex(f"{character_class}+"), "removed", invert=True)
     return {character for piece, _ in split.pre_tokenize_str("".join(CHARACTERS)) for character in piece}
 
 
