@@ -117,13 +117,14 @@ def _block_integers(chunk: Relaid, codes: Any, group_scales: Any, activations: A
         weights = (grouped * group_scales.astype(dtype)[:, None]).reshape(weights.shape)
     activations = activations.astype(dtype)
     piece = exact_piece(chunk.name)
-    sums = [
-        _dot(activations[:, start : start + piece], weights[start : start + piece])
-        for start in range(0, weights.shape[0], piece)
-    ]
+    starts = range(0, weights.shape[0], piece)
+    sums = [_dot(activations[:, start : start + piece], weights[start : start + piece]) for start in starts]
     if len(sums) == 1:
         return sums[0]
-    return sum((part.astype(jnp.int32) for part in sums[1:]), sums[0].astype(jnp.int32)).astype(jnp.float32)
+    total = jnp.zeros(sums[0].shape, jnp.int32)
+    for part in sums:
+        total = total + part.astype(jnp.int32)
+    return total.astype(jnp.float32)
 
 
 def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
