@@ -73,19 +73,20 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# Exit code 1 is what the demo is for: a divergence was planted and must be found.
+# Exit code 1 is what the demo is for: a divergence is planted and must be found.
 demo: setup
-	mkdir -p $(DEMO)
-	$(BIN)/python -m aprjax fetch qwen2.5-coder-0.5b
-	model=$$($(BIN)/python -m aprjax fetch qwen2.5-coder-0.5b) \
-		&& $(BIN)/python -m aprjax convert "$$model" $(DEMO)/clean.apr --keep-blocks \
-		&& $(BIN)/python benchmarks/faults/plant.py rope-theta $(DEMO)/clean.apr $(DEMO)/faulty.apr \
-		&& { $(BIN)/python -m bisect layers --model $(DEMO)/faulty.apr --ref "$$model" --prompt "What is 2+2?" \
-			--report $(DEMO)/report; test $$? -eq 1; }
+	@set -e; mkdir -p $(DEMO); \
+	model=$$($(BIN)/python -m aprjax fetch qwen2.5-coder-0.5b); \
+	$(BIN)/python -m aprjax convert "$$model" $(DEMO)/clean.apr --keep-blocks; \
+	$(BIN)/python benchmarks/faults/plant.py $(DEMO)/clean.apr $(DEMO)/faulty.apr --fault gate-up-swapped; \
+	rm $(DEMO)/clean.apr; \
+	code=0; $(BIN)/python -m bisect layers --model $(DEMO)/faulty.apr --ref "$$model" --prompt "What is 2+2?" \
+		--report $(DEMO)/report || code=$$?; \
+	if [ $$code -ne 1 ]; then echo "error: the planted fault was not found (exit code $$code)" >&2; exit 1; fi
 	@echo "The planted fault was found. The report: $(DEMO)/report"
 
 bench: peers models
-	$(BIN)/python -m benchmarks
+	set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -26,12 +27,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from aprjax.checkpoint.fetch import Report
 
 UNREADABLE = 4
 INTERNAL_ERROR = 70  # EX_SOFTWARE of BSD's sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 READER_GONE = 141  # 128 + SIGPIPE
+PIPED_COLUMNS = 160
 
 EPILOG = (
     "Exit codes: 0 agree · 1 divergence · 2 usage · 3 unmeasured or inconclusive · "
@@ -185,9 +189,7 @@ def layers(
     ref: Annotated[str, typer.Option(metavar="FILE", help=f"The side to judge it by: a {SIDE}.")],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to run both sides on.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, from a UTF-8 file.")] = None,
-    tokens: Annotated[
-        str | None, typer.Option(metavar="IDS", callback=_token_ids, help="The same, as token ids: 3838,374,220.")
-    ] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="IDS", help="The same, as token ids: 3838,374,220.")] = None,
     wrap: Annotated[Wrap, typer.Option(help="Wrap the prompt in a ChatML user turn.")] = Wrap.NONE,
     arithmetic: Annotated[
         str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("each side"))
@@ -224,7 +226,7 @@ def layers(
         ref=ref,
         prompt=prompt,
         prompt_file=prompt_file,
-        tokens=tokens,
+        tokens=_token_ids(tokens),
         wrap=wrap.value,
         arithmetic=arithmetic,
         model_arithmetic=model_arithmetic,
@@ -243,11 +245,19 @@ def convert(
     keep_blocks: Annotated[
         bool, typer.Option("--keep-blocks", help="Keep every block type that OUT can hold; widen only the others.")
     ] = False,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write what was done as JSON; - is stdout.")
+    ] = None,
 ) -> int:
     """Convert between GGUF, APR v2 and safetensors, by default as `apr import` does."""
     from aprjax.checkpoint.convert import convert as convert_checkpoint
+    from aprjax.checkpoint.render import render_conversion
 
-    print(convert_checkpoint(source, target, keep_blocks=keep_blocks))
+    with _progress() as report:
+        done = convert_checkpoint(
+            source, target, keep_blocks=keep_blocks, progress=lambda done, total: report("writing", done, total)
+        )
+    _show(lambda console: render_conversion(done, console), done.to_json(), json_out)
     return 0
 
 
@@ -258,16 +268,35 @@ def inspect(
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - is stdout."),
     ] = None,
-    values: Annotated[bool, typer.Option("--values", help="Decode every tensor: range, mean, NaN count.")] = False,
+    values: Annotated[
+        bool, typer.Option("--values", help="Decode every tensor, and report values that no sound model has.")
+    ] = False,
 ) -> int:
     """Show a checkpoint's config, tensors, block types, SHA-256 and findings."""
     from aprjax.checkpoint.inspect import inspect as inspect_checkpoint
+    from aprjax.checkpoint.render import render_inspection
 
-    inspection = inspect_checkpoint(file, values=values)
-    if json_out is not None:
-        _write_json(inspection.to_json(), json_out)
-    if json_out != "-":
-        print(inspection)
+    inspection = inspect_checkpoint(file)
+    # A GGUF file of another architecture is listed, but has no tensors whose use is known.
+    if values and inspection.config is not None:
+        from aprjax.checkpoint.open import open_checkpoint
+        from aprjax.checkpoint.values import scan_values
+
+        checkpoint = open_checkpoint(file)
+        done, total = 0, sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+        with _progress() as report:
+
+            def advance(nbytes: int) -> None:
+                nonlocal done
+                done += nbytes
+                report("decoding", done, total)
+
+            found = scan_values(checkpoint, progress=advance)
+        # NaN is found without decoding, too.
+        known = {(finding.id, finding.tensor) for finding in inspection.findings}
+        found = [finding for finding in found if (finding.id, finding.tensor) not in known]
+        inspection = replace(inspection, findings=(*inspection.findings, *found))
+    _show(lambda console: render_inspection(inspection, console), inspection.to_json(), json_out)
     return 0
 
 
@@ -287,19 +316,23 @@ def fetch(
     return 0
 
 
-def _write_json(value: dict[str, Any], destination: str) -> None:
+def _show(render: Callable[[Console], None], value: dict[str, Any], json_out: str | None) -> None:
+    """Prints for people, unless JSON takes stdout; writes JSON where it was asked for."""
     # NaN has no place in JSON: who means "not measured" says null. ASCII survives any stdout encoding.
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    if destination == "-":
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n" if json_out is not None else ""
+    if json_out == "-":
         sys.stdout.write(text)
         return
-    target = Path(destination)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    if json_out is not None:
+        from aprjax.checkpoint.atomic import atomic_file
+
+        with atomic_file(json_out) as stream:
+            stream.write(text.encode("ascii"))
+    from rich.console import Console
+
+    # Wide enough for a tensor's line where no terminal says how wide it is: cut lines are no use to `grep`.
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    render(Console(width=PIPED_COLUMNS if piped else None, highlight=False))
 
 
 @contextmanager

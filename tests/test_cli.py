@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from aprjax import cli
@@ -199,37 +201,122 @@ def test_help_is_fast() -> None:
     assert min(cpu_seconds() for _ in range(5)) < 0.3
 
 
-def test_json_goes_to_stdout_alone_or_whole_into_its_file(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
-) -> None:
-    class Inspection:
-        def to_json(self) -> dict[str, Any]:
-            return {"file": "é.gguf", "bad": bad}
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A complete Qwen2 of one layer with a NaN and, in another tensor, nothing but zeros."""
+    rng = np.random.default_rng(5)
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "qwen2")
+    writer.add_block_count(1)
+    writer.add_context_length(32)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(16)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(list("abcdefghij"))
+    writer.add_token_merges(["a b"])
+    shapes = {"token_embd.weight": (10, 8), "output.weight": (10, 8), "output_norm.weight": (8,)}
+    shapes |= {f"blk.0.attn_{name}.weight": (width, 8) for name, width in (("q", 8), ("k", 4), ("v", 4), ("output", 8))}
+    shapes |= {f"blk.0.attn_{name}.bias": (width,) for name, width in (("q", 8), ("k", 4), ("v", 4))}
+    shapes |= {"blk.0.ffn_gate.weight": (16, 8), "blk.0.ffn_up.weight": (16, 8), "blk.0.ffn_down.weight": (8, 16)}
+    shapes |= {"blk.0.attn_norm.weight": (8,), "blk.0.ffn_norm.weight": (8,)}
+    for name, shape in shapes.items():
+        values = rng.standard_normal(shape).astype(np.float32)
+        if name == "blk.0.ffn_up.weight":
+            values[3, 2] = np.nan
+        writer.add_tensor(name, values * (name != "blk.0.ffn_down.weight"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path / "tiny.gguf"
 
-        def __str__(self) -> str:
-            return "a table"
 
-    module = ModuleType("aprjax.checkpoint.inspect")
-    module.inspect = lambda file, *, values: Inspection()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "aprjax.checkpoint.inspect", module)
-
-    bad: float | None = None
-    assert main(["inspect", "x.gguf", "--json", "-"]) == 0
+def test_inspect_shows_a_file_and_decodes_it_when_asked(tiny: Path, capsys: Any) -> None:
+    assert main(["inspect", str(tiny), "--json", "-"]) == 0
     out, error = capsys.readouterr()
-    assert json.loads(out) == {"file": "é.gguf", "bad": None}
+    plain = json.loads(out)
     assert error == ""
+    assert plain["config"]["hidden_size"] == 8
+    assert [(found["id"], found["tensor"]) for found in plain["findings"] if found["severity"] == "error"] == [
+        ("values-not-finite", "model.layers.0.mlp.up_proj.weight")
+    ]
 
+    assert main(["inspect", str(tiny), "--json", "-", "--values"]) == 0
+    decoded = json.loads(capsys.readouterr().out)
+    assert [(found["id"], found["tensor"]) for found in decoded["findings"] if found["severity"] == "error"] == [
+        ("values-not-finite", "model.layers.0.mlp.up_proj.weight"),
+        ("values-all-zero", "model.layers.0.mlp.down_proj.weight"),
+    ]
+
+
+def test_what_is_shown_in_a_pipe_is_not_cut(tiny: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-m", "aprjax", "inspect", str(tiny)]
+    outcome = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert re.search(r"model\.layers\.0\.self_attn\.k_proj\.weight .* 4 x 8 .* F32 .* 128 ", outcome.stdout)
+    assert outcome.stderr == ""
+    assert "\x1b" not in outcome.stdout
+
+
+def test_json_goes_whole_into_its_file_or_not_at_all(
+    tiny: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "out.json"
-    assert main(["inspect", "x.gguf", "--json", str(target)]) == 0
-    assert json.loads(target.read_text()) == {"file": "é.gguf", "bad": None}
-    assert capsys.readouterr().out == "a table\n"
+    assert main(["inspect", str(tiny), "--json", str(target)]) == 0
+    assert json.loads(target.read_text())["schema"] == "aprjax.inspection/1"
+    assert "model.norm.weight" in capsys.readouterr().out
+
+    assert main(["inspect", str(tiny), "--json", str(tmp_path / "no" / "out.json")]) == 4
+    assert "No such file" in capsys.readouterr().err
 
     # NaN would make the file unreadable for every strict reader: it is our fault, and nothing is written.
-    bad = float("nan")
-    target.unlink()
-    assert main(["inspect", "x.gguf", "--json", str(target)]) == cli.INTERNAL_ERROR
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("aprjax.checkpoint.inspect.Inspection.to_json", lambda inspection: {"ratio": float("nan")})
+    assert main(["inspect", str(tiny), "--json", str(tmp_path / "nan.json")]) == cli.INTERNAL_ERROR
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.gguf", "out.json"}
 
-    bad = None
-    assert main(["inspect", "x.gguf", "--json", str(tmp_path / "no" / "folder.json")]) == 4
-    assert "No such file" in capsys.readouterr().err
+
+def test_convert_says_what_it_did_and_leaves_nothing_half_done(tiny: Path, tmp_path: Path, capsys: Any) -> None:
+    target = tmp_path / "tiny.apr"
+    assert main(["convert", str(tiny), str(target), "--keep-blocks"]) == 0
+    out, error = capsys.readouterr()
+    assert f"{tiny} (gguf) -> {target} (apr)" in out
+    assert error == ""
+    assert main(["convert", str(tiny), str(target), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "aprjax.conversion/1"
+
+    tiny.write_bytes(tiny.read_bytes()[:-100])
+    before = target.read_bytes()
+    assert main(["convert", str(tiny), str(target)]) == 4
+    assert main(["convert", str(tiny), str(tmp_path / "other.apr")]) == 4
+    assert "error: " in capsys.readouterr().err
+    assert target.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.gguf", "tiny.apr"}
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"\x80\x04K\x01.", b"PK\x03\x04" + bytes(60)])
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_what_is_no_checkpoint_exits_with_4_and_names_the_file(
+    tmp_path: Path, capsys: Any, command: str, content: bytes
+) -> None:
+    source = tmp_path / "model.gguf"
+    source.write_bytes(content)
+    arguments = [command, str(source)] if command == "inspect" else [command, str(source), str(tmp_path / "out.apr")]
+    assert main(arguments) == 4
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(f"error: {source}")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_fetch_prints_the_path_and_nothing_else_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    wanted = tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    monkeypatch.setattr("aprjax.checkpoint.fetch._is_verified", lambda target, model: target == wanted)
+    assert main(["fetch", "qwen2.5-coder-0.5b", "--dir", str(tmp_path)]) == 0
+    assert capsys.readouterr() == (f"{wanted}\n", "")
