@@ -58,6 +58,11 @@ class AprContainer:
         """Offset just after the last tensor, without its padding."""
         return self.header.data_offset + max((entry.offset + entry.size for entry in self.entries), default=0)
 
+    @property
+    def end_of_padding(self) -> int:
+        """Offset of the checksum that ends the file: the last tensor is padded as all others are."""
+        return self.header.data_offset + align(self.end_of_data - self.header.data_offset)
+
     def tensor_bytes(self, entry: IndexEntry) -> np.ndarray:
         """The bytes of one tensor, `uint8[entry.size]`, a view.
 
@@ -130,7 +135,7 @@ def verify_footer(container: AprContainer, progress: Callable[[int], object] | N
         Whether the checksum is there and right.
     """
     data = container.data
-    start = align(container.end_of_data)
+    start = container.end_of_padding
     if data.size < start + FOOTER_SIZE:
         return False
     crc = 0

@@ -18,7 +18,6 @@ from aprjax.checkpoint.apr_format import (
     Flag,
     Header,
     IndexEntry,
-    align,
     header_crc,
 )
 from aprjax.checkpoint.types import CheckpointError
@@ -224,7 +223,7 @@ def _check_offsets(container: AprContainer) -> None:
 
 def check_end(container: AprContainer) -> None:
     """What follows the last tensor: padding, checksum, and nothing else."""
-    end, size, log = align(container.end_of_data), container.data.size, container.log
+    end, size, log = container.end_of_padding, container.data.size, container.log
     if size < container.end_of_data:
         return  # truncated: `tensor_bytes` says so for the tensor that is cut
     if size < end + FOOTER_SIZE:

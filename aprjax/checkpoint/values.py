@@ -119,7 +119,7 @@ def tensor_findings(tensor: EncodedTensor) -> Iterator[Finding]:
             "values-not-finite",
             "error",
             f"{statistics.not_finite} of {statistics.elements} values are NaN or infinite, the first at {place}; "
-            f"`apr validate` and realizar refuse the file",
+            "`apr validate` and realizar refuse the file",
             tensor=name,
             offset=tensor.offset,
             reference="F-DATA-QUALITY-002, F-ROSETTA-FP-001, PMAT-187",
@@ -170,7 +170,7 @@ def _decoded(tensor: EncodedTensor) -> Iterator[np.ndarray]:
         yield tensor.decode().reshape(-1, width)
         return
     step = max(1, _CHUNK_ELEMENTS // width)
-    for start in range(0, tensor.shape[0], step):
+    for start in range(0, tensor.size // width, step):
         yield tensor.decode_rows(slice(start, start + step)).reshape(-1, width)
 
 
