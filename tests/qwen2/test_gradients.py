@@ -1,0 +1,91 @@
+"""Gradients: equal to finite differences in double precision, and flowing through the integer path."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import CONFIG, tiny_checkpoint
+
+from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, PRESETS, Stage
+from aprjax.qwen2.model import Parameters, Qwen2, causal_context, logits, precision_scope
+
+TOKENS = [5, 17, 300, 5, 256, 41]
+SMALL = replace(CONFIG, num_layers=2, hidden_size=64, num_heads=2, num_kv_heads=1, head_dim=32, intermediate_size=96)
+PLACES = [
+    (OUTSIDE, Stage.EMBEDDING),
+    *[(layer, s) for layer in (0, 1) for s in LAYER_STAGES],
+    (OUTSIDE, Stage.FINAL_NORM),
+]
+
+
+def margin(output: jax.Array) -> jax.Array:
+    """What the investigations differentiate: the difference of two logits of the last position."""
+    return output[-1, 3] - output[-1, 41]
+
+
+@pytest.fixture(scope="module")
+def gradients() -> dict[tuple[int, Stage], tuple[np.ndarray, float, float]]:
+    """At every place: a random direction, the gradient along it, and the central difference along it."""
+    arithmetic = PRESETS["float64"]
+    model = Qwen2(tiny_checkpoint(SMALL), arithmetic)
+    _, trace = model.run_with_cache(TOKENS)
+    generator = np.random.default_rng(1)
+    with precision_scope(arithmetic):
+        parameters = model.parameters(TOKENS)
+        context = causal_context(model.config, arithmetic, length=len(TOKENS))
+
+        def of(perturbations: dict) -> jax.Array:
+            return margin(logits(parameters, context, perturbations, arithmetic=arithmetic))
+
+        zeros = {place: jnp.zeros(trace[place].shape, jnp.float64) for place in PLACES}
+        gradient = jax.grad(of)(zeros)
+        run = jax.jit(of)
+        found = {}
+        for place in PLACES:
+            direction = generator.normal(size=trace[place].shape)
+            if place[1] is Stage.ATTN_SOFTMAX:
+                # Hidden keys are reached by no query: a perturbation there would be no longer a softmax.
+                heads = direction.reshape(len(TOKENS), -1, len(TOKENS))
+                direction = (heads * np.tri(len(TOKENS))[:, None]).reshape(direction.shape)
+            # A step of the cube root of 2^-53 balances truncation against rounding.
+            step = 2.0**-18
+            ends = [float(run({**zeros, place: jnp.asarray(sign * step * direction)})) for sign in (1, -1)]
+            along = float(jnp.vdot(gradient[place], direction))
+            found[place] = (direction, along, (ends[0] - ends[1]) / (2 * step))
+    return found
+
+
+@pytest.mark.parametrize("place", PLACES, ids=[f"{layer}-{stage}" for layer, stage in PLACES])
+def test_float64_gradients_equal_finite_differences(gradients: dict, place: tuple[int, Stage]) -> None:
+    _, along, difference = gradients[place]
+    # The central difference's own error: step^2 = 1.5e-11 times a third derivative of order one to a hundred.
+    assert along == pytest.approx(difference, rel=1e-6, abs=1e-9)
+
+
+def test_no_gradient_is_zero_everywhere(gradients: dict) -> None:
+    dead = [place for place, (_, along, _) in gradients.items() if along == 0.0]
+    assert not dead
+
+
+def test_gradients_flow_straight_through_the_integer_path() -> None:
+    checkpoint = tiny_checkpoint(types={"": "Q4_K"})
+    found = {}
+    for name in ("float32", "llama.cpp"):
+        arithmetic = PRESETS[name]
+        model = Qwen2(checkpoint, arithmetic)
+        parameters = model.parameters(TOKENS)
+        context = causal_context(model.config, arithmetic, length=len(TOKENS))
+
+        def of(embedding: jax.Array, parameters: Parameters = parameters, arithmetic=arithmetic, context=context):
+            return margin(logits(replace(parameters, embedding=embedding), context, arithmetic=arithmetic))
+
+        found[name] = np.asarray(jax.grad(of)(parameters.embedding)).ravel()
+    cosine = found["float32"] @ found["llama.cpp"] / np.prod([np.linalg.norm(g) for g in found.values()])
+    # Straight through, the integer path's gradient is the float one's, taken at values that the
+    # activations' 8 bits move by about 1e-2.
+    assert cosine > 0.99
+    assert np.isfinite(found["llama.cpp"]).all()
