@@ -220,7 +220,7 @@ def integer_matmul(name: str, packed: Any, x: Any) -> Any:
 def decode_relaid(chunk: Relaid, dtype: Any = jnp.float32) -> Any:
     """One chunk's values `[in, rows]`: ggml's float32 values bit for bit (fields.py), widened to `dtype`."""
     if chunk.scale is None:
-        return chunk.codes[0].reshape(-1, chunk.rows).astype(jnp.float32).astype(dtype)
+        return chunk.codes[0].astype(jnp.float32).astype(dtype).T
 
     def block(step: Any) -> Any:
         codes, scale, group_scales, minimum, group_minimums = step

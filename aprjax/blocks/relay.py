@@ -77,7 +77,7 @@ class Relaid:
         rows: output features.
         codes: bit planes, each `uint8[c, b, size * bits / 8, r]`: the bits at `bits * s` of byte j belong
             to element `s * (size * bits / 8) + j`. For 8-bit codes one `int8[c, b, size, r]`; for
-            plain types one array `[c, 1, in, r]` of the type itself.
+            plain types one array `[c, r, in]` of the type itself (nothing to decode, nothing to gain).
         scale: float16 `[c, b, r]`; None for plain types.
         group_scales: int8 `[c, b, groups, r]` or None.
         minimum: float16 `[c, b, r]` or None.
@@ -93,6 +93,11 @@ class Relaid:
     group_minimums: Any = None
 
     @property
+    def plain(self) -> bool:
+        """Whether the weights are F32, F16 or BF16."""
+        return self.name in _PLAIN
+
+    @property
     def chunks(self) -> int:
         """Number of row chunks."""
         return self.codes[0].shape[0]
@@ -100,14 +105,14 @@ class Relaid:
     @property
     def chunk_rows(self) -> int:
         """Rows per chunk."""
-        return self.codes[0].shape[-1]
+        return self.codes[0].shape[-2 if self.plain else -1]
 
     @property
     def columns(self) -> int:
         """Input features."""
-        blocks = block_format(self.name)
-        count = self.codes[0].shape[1]
-        return count * blocks.block_size if blocks.block_size > 1 else self.codes[0].shape[2]
+        if self.plain:
+            return self.codes[0].shape[-1]
+        return self.codes[0].shape[1] * block_format(self.name).block_size
 
     @property
     def nbytes(self) -> int:
@@ -167,12 +172,7 @@ def join_planes(planes: tuple[Any, ...], width: CodeWidth) -> Any:
 
 def _pieces(blocks: BlockFormat, packed: Any) -> tuple[Any, ...]:
     """What `Relaid` keeps of some rows, rows still first: `uint8[n, b, bytes]` -> arrays `[n, b, …]`."""
-    if blocks.unpack is None:
-        if packed.dtype == jnp.uint8:
-            packed = jax.lax.bitcast_convert_type(
-                packed.reshape(packed.shape[0], -1, blocks.block_bytes), _PLAIN[blocks.name]
-            )
-        return ((packed.reshape(packed.shape[0], 1, -1),), None, None, None, None)
+    assert blocks.unpack is not None
     fields: Fields = blocks.unpack(packed)
     codes = fields.codes.reshape(*fields.codes.shape[:-2], -1)
     minimum = None if fields.minimum is None else fields.minimum.astype(np.float16)
@@ -213,11 +213,13 @@ def relay(name: str, packed: Any) -> Relaid:
     blocks = check_relayable(name)
     if packed.ndim != 3 or packed.shape[2] != blocks.block_bytes:
         raise ValueError(f"{name} takes uint8[rows, blocks, {blocks.block_bytes}], found {list(packed.shape)}")
-    if name in _PLAIN and isinstance(packed, np.ndarray):
-        # A view costs nothing here; under XLA the same bitcast runs at 70 million elements a second.
-        packed = np.ascontiguousarray(packed).view(_PLAIN[name])
     rows = packed.shape[0]
     chunks, chunk_rows = chunk_layout(rows, packed.shape[1] * blocks.block_size)
+    if name in _PLAIN and isinstance(packed, np.ndarray):
+        # A view costs nothing here; under XLA the same bitcast runs at 70 million elements a second.
+        plain = np.ascontiguousarray(packed).reshape(rows, -1).view(_PLAIN[name])
+        padded = np.pad(plain, ((0, chunks * chunk_rows - rows), (0, 0)))
+        return Relaid(name, rows, (jnp.asarray(padded.reshape(chunks, chunk_rows, -1)),))
     done = []
     for chunk in range(chunks):
         part = packed[chunk * chunk_rows : (chunk + 1) * chunk_rows]
@@ -234,6 +236,12 @@ def relay(name: str, packed: Any) -> Relaid:
 def relay_traced(name: str, packed: Any) -> Relaid:
     """One chunk of `packed` inside a traced function, chunk axis already dropped."""
     blocks = check_relayable(name)
+    if name in _PLAIN:
+        values = packed
+        if packed.dtype == jnp.uint8:
+            bytewise = packed.reshape(packed.shape[0], -1, blocks.block_bytes)
+            values = jax.lax.bitcast_convert_type(bytewise, _PLAIN[name])
+        return Relaid(name, packed.shape[0], (values.reshape(packed.shape[0], -1),))
     pieces = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), _pieces(blocks, packed))
     return Relaid(name, packed.shape[0], *pieces)
 
