@@ -28,7 +28,9 @@ SPECIALS = {
     "<|fim_prefix|>": NORMAL,  # llama.cpp makes it a control token
     "|><|im": CONTROL,
     "tart|><tool_call": USER_DEFINED,
-    "é👋": USER_DEFINED,
+    # The first has more bytes and fewer characters than the second.
+    "é👋👋": USER_DEFINED,
+    "👋abcd": USER_DEFINED,
     "\n\n\n": USER_DEFINED,
     "<unknown>": UNKNOWN,
     "[PAD7]": UNUSED,

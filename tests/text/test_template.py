@@ -78,6 +78,7 @@ def test_formatting_does_not_read_attributes():
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "too deeply"),
         ("{% for i in range(9999) %}{{ 'x' * 10000 }}{% endfor %}", "longer than"),
         ("{{ 'a' * 10**11 }}", "512 MiB"),
+        ("{{ ('a' * 700 * 1024**2)|length }}", "512 MiB"),
         ("{% set x = 'a' * 1000 %}" + "{% set x = x ~ x %}" * 40, "512 MiB"),
         ("{% set x = 'a' %}" + "{% set x = x.replace('a', x + x) %}" * 40, "512 MiB"),
         ("{{ '%1000000000d' % 1 }}", "512 MiB"),

@@ -25,7 +25,7 @@ COMPOSED = Tokenizer(small_vocabulary(), nfc=True)
 
 
 @given(text=st.text(), parse_special=st.booleans())
-@example(text="<|im_start|>user\n</s><tool_call>é👋\n\n\n\n", parse_special=True)
+@example(text="<|im_start|>user\n</s><tool_call>é👋👋abcd\n\n\n\n", parse_special=True)
 @example(text="\x00\r\n\ufeff\U0010ffff", parse_special=False)
 @settings(deadline=None)
 def test_decoding_undoes_encoding(text, parse_special):
