@@ -58,7 +58,7 @@ def _unpack_zstd(blob: memoryview, file: Path) -> bytes:
     total = 0
     try:
         with zstandard.ZstdDecompressor().stream_reader(bytes(blob)) as stream:
-            while piece := stream.read(1 << 24):
+            while piece := stream.read(1 << 20):
                 pieces.append(piece)
                 total += len(piece)
                 if total > limit:

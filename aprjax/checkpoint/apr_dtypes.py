@@ -38,8 +38,8 @@ class DtypeByte:
 
     @property
     def agreed(self) -> bool:
-        """Whether all readers take it alike."""
-        return self.aprender == self.realizar == self.apr_transformer == self.candidates[0]
+        """Whether all readers take it alike, and no writer ever meant anything else."""
+        return (self.aprender, self.realizar, self.apr_transformer) == self.candidates * 3
 
 
 def _agreed(name: str) -> DtypeByte:

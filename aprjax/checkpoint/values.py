@@ -24,9 +24,14 @@ LEAST_NORM = 1e-6
 LEAST_RANGE = 1e-10
 DEAD_ROW_SHARE_REALIZAR = 0.25
 GREATEST_MEAN = 100.0
-# Weights of trained models stay far below this; BF16 bits taken as F16 (#1601), or bytes of another type as floats, do
-# not. Qwen2.5's largest, its k biases, reach some hundreds.
+# Weights of trained models stay far below this; bytes of another type taken as floats do not. Qwen2.5's largest, its
+# k biases, reach some hundreds.
 ABSURD_MAGNITUDE = 1e4
+# Ratio of the 99th to the 10th percentile of |x|: 20.5 for any normal distribution. BF16 bits taken as F16 (#1601)
+# squeeze eight octaves into one, which leaves less than 4 of it.
+_SQUEEZED_RATIO = 4.0
+_SAMPLE_ELEMENTS = 1 << 16
+_SAMPLE_LEAST = 64
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -66,6 +71,7 @@ class TensorStatistics:
             if self.first_not_finite is None:
                 self.first_not_finite = self.elements + int(bad[0])
             self.not_finite += bad.size
+            self.zeros -= bad.size
             values = np.where(finite, values, 0)
         self.elements += values.size
         self.zeros += int(values.size - np.count_nonzero(values))
@@ -96,7 +102,7 @@ def scan_values(
 
     Returns:
         Findings `values-not-finite`, `values-all-zero`, `values-mostly-zero`, `values-constant`, `values-absurd`,
-        `values-dead-rows`, `values-padding-rows`, in the order of the tensors.
+        `values-bf16-as-f16`, `values-dead-rows`, `values-padding-rows`, in the order of the tensors.
     """
     findings: list[Finding] = []
     for name in checkpoint.tensors if names is None else names:
@@ -124,17 +130,29 @@ def tensor_findings(tensor: EncodedTensor) -> Iterator[Finding]:
             offset=tensor.offset,
             reference="F-DATA-QUALITY-002, F-ROSETTA-FP-001, PMAT-187",
         )
-    if statistics.zeros == statistics.elements:
+    if statistics.not_finite == statistics.elements:
+        return
+    if statistics.zeros == statistics.elements - statistics.not_finite:
         yield Finding(
             "values-all-zero",
             "error",
-            "all values are zero; `apr validate` refuses the file",
+            "all values that are numbers are zero; `apr validate` refuses the file",
             tensor=name,
             offset=tensor.offset,
             reference="F-DATA-QUALITY-001, GH-88, PMAT-234",
         )
         return
     yield from _shape_of_distribution(tensor, statistics)
+    if tensor.block_type == "F16" and len(tensor.shape) > 1 and _looks_like_bf16(tensor):
+        yield Finding(
+            "values-bf16-as-f16",
+            "error",
+            "labelled F16, but only as BF16 do the bytes have the spread of weights; all readers compute with the "
+            "wrong numbers",
+            tensor=name,
+            offset=tensor.offset,
+            reference="#1601",
+        )
     if statistics.dead_rows:
         yield _dead_rows(tensor, statistics)
 
@@ -203,17 +221,32 @@ def _shape_of_distribution(tensor: EncodedTensor, statistics: TensorStatistics) 
     mean = statistics.total / elements
     greatest = max(abs(statistics.smallest), abs(statistics.largest))
     if greatest > ABSURD_MAGNITUDE or abs(mean) > GREATEST_MEAN:
-        hint = " BF16 bytes labelled F16 look like this" if tensor.block_type == "F16" else ""
         refuses = " realizar refuses the file" if abs(mean) > GREATEST_MEAN else ""
         yield Finding(
             "values-absurd",
             "error",
             f"values reach {greatest:g} with mean {mean:g}: the bytes are probably of another type than "
-            f"{tensor.block_type}.{hint}{refuses}",
+            f"{tensor.block_type}.{refuses}",
             tensor=name,
             offset=tensor.offset,
             reference="PMAT-187, #1601",
         )
+
+
+def _looks_like_bf16(tensor: EncodedTensor) -> bool:
+    bits = tensor.data[: 2 * _SAMPLE_ELEMENTS].view("<u2")
+    as_f16 = bits.view("<f2").astype(np.float32)
+    as_bf16 = (bits.astype("<u4") << 16).view("<f4")
+    return _spread(as_f16) < _SQUEEZED_RATIO < _spread(as_bf16)
+
+
+def _spread(values: np.ndarray) -> float:
+    """Ratio of the 99th to the 10th percentile of the magnitudes; NaN where there is nothing to say."""
+    magnitudes = np.abs(values[np.isfinite(values) & (values != 0)])
+    if magnitudes.size < max(_SAMPLE_LEAST, values.size // 2):
+        return math.nan
+    low, high = np.quantile(magnitudes, [0.1, 0.99])
+    return float(high) / float(low)
 
 
 def _dead_rows(tensor: EncodedTensor, statistics: TensorStatistics) -> Finding:

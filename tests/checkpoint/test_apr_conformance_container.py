@@ -86,9 +86,7 @@ def test_case_04_names_are_sorted_by_bytes(tmp_path: Path) -> None:
     names = ["layers.2", "layers.10"]
     path = tmp_path / "order.apr"
     with path.open("wb") as stream:
-        write_container(
-            stream, metadata={}, entries=[RawEntry(n, 0, (1,), 4, lambda: (b"\0\0\0\0",)) for n in names]
-        )
+        write_container(stream, metadata={}, entries=[RawEntry(n, 0, (1,), 4, lambda: (b"\0\0\0\0",)) for n in names])
     container = read_container(path)
     assert [entry.name for entry in container.entries] == ["layers.10", "layers.2"]
     assert container.log.all() == ()
@@ -134,7 +132,7 @@ def test_case_06_other_containers_are_refused_by_name(tmp_path: Path, case: str)
 
 
 def test_case_06_a_real_aprn_file_is_refused_by_name() -> None:
-    with pytest.raises(CheckpointError, match="classic .* model of aprender"):
+    with pytest.raises(CheckpointError, match=r"classic .* model of aprender"):
         read_apr(DATA / "realizar_mnist_784x2_v1_APRN.apr")
 
 
@@ -254,9 +252,7 @@ def test_case_09_zstd_blob(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("flag", "package"), [(1, "lz4"), (2, "zstandard")])
-def test_case_09_without_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: int, package: str
-) -> None:
+def test_case_09_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: int, package: str) -> None:
     monkeypatch.setitem(__import__("sys").modules, package, None)
     monkeypatch.setitem(__import__("sys").modules, f"{package}.block", None)
     path = _compressed(draft().write(tmp_path / "packed.apr"), bytes(range(200)), flag)

@@ -134,7 +134,7 @@ def test_case_15_padding_counted_as_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("drop", "keys", "expected", "field", "value"),
+    "case",
     [
         ("rope_type", {}, {"apr-rope-type-absent"}, "rope_pairing", "neox"),
         ("", {"rope_type": 0}, {"apr-rope-type-wrong"}, "rope_pairing", "norm"),
@@ -163,9 +163,8 @@ def test_case_15_padding_counted_as_metadata(tmp_path: Path) -> None:
         ("", {"architecture": "llama"}, {"apr-architecture-other", "apr-rope-type-wrong"}, "architecture", "llama"),
     ],
 )
-def test_case_16_constants_and_dimensions(
-    tmp_path: Path, drop: str, keys: dict[str, Any], expected: set[str], field: str, value: Any
-) -> None:
+def test_case_16_constants_and_dimensions(tmp_path: Path, case: tuple[str, dict[str, Any], set[str], str, Any]) -> None:
+    drop, keys, expected, field, value = case
     checkpoint = with_keys(tmp_path / "a.apr", (drop,), **keys)
     assert finding_ids(checkpoint) == expected
     assert getattr(checkpoint.config, field) == value
