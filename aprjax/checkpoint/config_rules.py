@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def build_config(
     rope_pairing: RopePairing = "neox",
     head_dim: int | None = None,
     keys: dict[str, str] | None = None,
+    offsets: dict[str, int] | None = None,
     **numbers: Any,
 ) -> ModelConfig:
     """Check every number of a config and build it.
@@ -45,29 +46,39 @@ def build_config(
         rope_pairing: how the file says channels pair up.
         head_dim: stated head width; `None` derives it from `hidden_size / num_heads`.
         keys: for messages: the file's own name of a field (`{"num_heads": "qwen2.attention.head_count"}`).
+        offsets: for messages: where in the file a field stands (0 for one that is absent).
         numbers: the other fields of `ModelConfig`; `None` where the file does not say.
 
     Raises:
         CheckpointError: a number is absent, of the wrong type, not finite, out of bounds, or
             contradicts another.
     """
-    spelled = keys or {}
+    spelled, places = keys or {}, offsets or {}
+
+    def fail(name: str) -> Callable[[str], CheckpointError]:
+        fix = "the model's config is damaged or incomplete: convert it again"
+        return lambda message: CheckpointError(message, file=file, offset=places.get(name), fix=fix)
+
+    def integer(name: str, value: Any) -> int:
+        return _integer(spelled.get(name, name), value, INTEGER_LIMITS[name], fail(name))
+
     values: dict[str, Any] = dict(numbers)
-    for name, (low, high) in INTEGER_LIMITS.items():
+    for name in INTEGER_LIMITS:
         if name != "head_dim":
-            values[name] = _integer(file, spelled.get(name, name), values.get(name), low, high)
-    for name, (smallest, largest) in FLOAT_LIMITS.items():
-        values[name] = _float(file, spelled.get(name, name), values.get(name), smallest, largest)
+            values[name] = integer(name, values.get(name))
+    for name, limits in FLOAT_LIMITS.items():
+        values[name] = _float(spelled.get(name, name), values.get(name), limits, fail(name))
     heads, kv_heads, hidden = values["num_heads"], values["num_kv_heads"], values["hidden_size"]
     if head_dim is None:
         if hidden % heads:
-            raise _impossible(file, f"hidden size {hidden} is no multiple of {heads} heads, and no head width is given")
+            message = f"hidden size {hidden} is no multiple of {heads} heads, and no head width is given"
+            raise fail("num_heads")(message)
         head_dim = hidden // heads
-    head_dim = _integer(file, spelled.get("head_dim", "head_dim"), head_dim, *INTEGER_LIMITS["head_dim"])
+    head_dim = integer("head_dim", head_dim)
     if head_dim % 2:
-        raise _impossible(file, f"head width {head_dim} is odd: its channels cannot be rotated in pairs")
+        raise fail("num_heads")(f"head width {head_dim} is odd: its channels cannot be rotated in pairs")
     if heads % kv_heads:
-        raise _impossible(file, f"{heads} heads cannot share {kv_heads} key-value heads evenly")
+        raise fail("num_kv_heads")(f"{heads} heads cannot share {kv_heads} key-value heads evenly")
     return ModelConfig(architecture=architecture, rope_pairing=rope_pairing, head_dim=head_dim, **values)
 
 
@@ -80,25 +91,22 @@ def shortest_float32(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _integer(file: Path, name: str, value: Any, low: int, high: int) -> int:
+def _integer(name: str, value: Any, limits: tuple[int, int], fail: Callable[[str], CheckpointError]) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        found = "nothing" if value is None else f"{value!r}"
-        raise _impossible(file, f"expected an integer {name}, found {found[:80]}")
-    if not low <= value <= high:
-        raise _impossible(file, f"expected {name} between {low} and {high}, found {value}")
+        raise fail(f"expected an integer {name}, found {_shown(value)}")
+    if not limits[0] <= value <= limits[1]:
+        raise fail(f"expected {name} between {limits[0]} and {limits[1]}, found {_shown(value)}")
     return value
 
 
-def _float(file: Path, name: str, value: Any, low: float, high: float) -> float:
+def _float(name: str, value: Any, limits: tuple[float, float], fail: Callable[[str], CheckpointError]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        found = "nothing" if value is None else f"{value!r}"
-        raise _impossible(file, f"expected a number {name}, found {found[:80]}")
-    # An integer of a JSON file may be too large for a float.
-    number = float(value) if abs(value) <= high else math.inf
-    if not low <= number <= high:
-        raise _impossible(file, f"expected {name} between {low:g} and {high:g}, found {value!r:.80}")
-    return number
+        raise fail(f"expected a number {name}, found {_shown(value)}")
+    # An integer of a JSON file may be too large for a float, so compare before converting.
+    if not limits[0] <= value <= limits[1]:
+        raise fail(f"expected {name} between {limits[0]:g} and {limits[1]:g}, found {_shown(value)}")
+    return float(value)
 
 
-def _impossible(file: Path, message: str) -> CheckpointError:
-    return CheckpointError(message, file=file, fix="the model's config is damaged or incomplete: convert it again")
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)[:80]

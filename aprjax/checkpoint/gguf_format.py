@@ -79,13 +79,15 @@ class GgufMetadata(Mapping[str, Any]):
     """A GGUF file's key-value pairs in the order of the file, with the type each was written in.
 
     Values are `str`, `int`, `float`, `bool`, or a tuple of one of these. `types` spells a scalar
-    `"UINT32"` and an array `"ARRAY[STRING]"`. `alignment` is the one in force for the tensor data.
+    `"UINT32"` and an array `"ARRAY[STRING]"`. `alignment` is the one in force for the tensor data,
+    `malformed` the keys whose text is not UTF-8, `offsets` where each entry begins in the file.
     """
 
     values_by_key: Mapping[str, Any]
     types: Mapping[str, str]
     alignment: int = DEFAULT_ALIGNMENT
-    malformed: tuple[str, ...] = field(default=())
+    malformed: tuple[str, ...] = ()
+    offsets: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Any:
         return self.values_by_key[key]
@@ -247,22 +249,27 @@ class _Parser:
     def metadata(self, count: int) -> GgufMetadata:
         values: dict[str, Any] = {}
         types: dict[str, str] = {}
+        offsets: dict[str, int] = {}
         malformed: list[str] = []
         for _ in range(count):
             start = self.position
             key = self.name("a metadata key")
             if key in values:
                 self.fail(f"metadata key {key!r} stands twice", offset=start, fix="write the file with one of them")
+            offsets[key] = start
             values[key], types[key], sound = self.value(key)
             if not sound:
                 malformed.append(key)
-        return GgufMetadata(values, types, self.alignment(values, types), tuple(malformed))
+        return GgufMetadata(values, types, self.alignment(values, types, offsets), tuple(malformed), offsets)
 
-    def alignment(self, values: dict[str, Any], types: dict[str, str]) -> int:
+    def alignment(self, values: dict[str, Any], types: dict[str, str], offsets: dict[str, int]) -> int:
         alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
         declared = types.get("general.alignment", "UINT32")
         if declared != "UINT32" or alignment == 0 or alignment & (alignment - 1):
-            self.fail(f"general.alignment must be a power of two in UINT32, found {alignment!r} in {declared}")
+            self.fail(
+                f"general.alignment must be a power of two in UINT32, found {repr(alignment)[:40]} in {declared}",
+                offset=offsets["general.alignment"],
+            )
         return alignment
 
     def type_name(self, what: str) -> str:

@@ -89,6 +89,7 @@ def read_gguf(path: str | Path) -> Checkpoint:
         raise UnsupportedArchitecture(
             f"expected general.architecture to be one of {', '.join(ARCHITECTURES)}, found {str(architecture)[:80]!r}",
             file=first,
+            offset=metadata.offsets.get("general.architecture", 0),
             fix="give a Qwen2 model; `inspect` lists the tensors of any GGUF file",
         )
     vocabulary = _vocabulary(first, metadata)
@@ -142,6 +143,10 @@ def read_gguf_file(path: Path) -> GgufFile:
                 findings.append(_offset_finding(tensor, info, header, expected_offset))
             aligned = header.metadata.alignment
             expected_offset = -(-(info.offset + tensor.nbytes) // aligned) * aligned
+        missing = header.data_offset + expected_offset - buffer.size
+        if header.tensors and missing > 0:
+            message = f"{part.name} lacks {missing} bytes of padding after its last tensor; no weights are missing"
+            findings.append(Finding("gguf-end-unpadded", "info", message, offset=buffer.size))
         findings += [
             Finding("gguf-invalid-utf8", "warning", f"{part.name}: {key!r} holds text that is not UTF-8")
             for key in header.metadata.malformed
@@ -183,6 +188,7 @@ def _check_part(part: Path, header: GgufHeader, index: int, count: int) -> None:
             f"the header calls this part {_number(stated_index, 1)} of {_number(stated_count)}, "
             f"its name part {index + 1} of {count}",
             file=part,
+            offset=metadata.offsets.get("split.no", metadata.offsets.get("split.count", 0)),
             fix="name the parts …-00001-of-0000N.gguf, as they were written",
         )
 
@@ -197,6 +203,7 @@ def _check_total(first: Path, header: GgufHeader, found: int) -> None:
         raise CheckpointError(
             f"expected {_number(stated)} tensors over all parts, found {found}",
             file=first,
+            offset=header.metadata.offsets["split.tensors.count"],
             fix="the parts do not belong together, or are damaged: download them again",
         )
 
@@ -252,6 +259,7 @@ def _typed(file: Path, metadata: GgufMetadata, key: str, *kinds: type) -> Any:
     raise CheckpointError(
         f"expected {key} as {' or '.join(kind.__name__ for kind in kinds)}, found {metadata.types[key]}",
         file=file,
+        offset=metadata.offsets[key],
         fix="the metadata is damaged: download or convert the file again",
     )
 
@@ -264,7 +272,12 @@ def _vocabulary(file: Path, metadata: GgufMetadata) -> Vocabulary | None:
         key = f"tokenizer.ggml.{VOCABULARY_KEYS[field]}"
         values = _typed(file, metadata, key, tuple) or ()
         if values and type(values[0]) is not element:
-            raise CheckpointError(f"expected {key} to hold {element.__name__}, found {metadata.types[key]}", file=file)
+            raise CheckpointError(
+                f"expected {key} to hold {element.__name__}, found {metadata.types[key]}",
+                file=file,
+                offset=metadata.offsets[key],
+                fix="the metadata is damaged: download or convert the file again",
+            )
         return values
 
     tokens = array("tokens", str)
@@ -311,7 +324,8 @@ def _config(
     for field in ("rope_theta", "rms_norm_eps"):
         if isinstance(numbers[field], float):
             numbers[field] = shortest_float32(numbers[field])
-    config = build_config(file, architecture=architecture, keys=keys, **numbers)
+    offsets = {field: metadata.offsets.get(key, 0) for field, key in keys.items()}
+    config = build_config(file, architecture=architecture, keys=keys, offsets=offsets, **numbers)
     return config, findings + list(_rope_findings(architecture, metadata, config))
 
 
