@@ -35,6 +35,10 @@ _QWEN2_NAMES = frozenset(("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2"))
 # What containers call byte-level BPE: GGUF "gpt2"; .apr "bpe" or "gpt2" (apr-format.md 6.5).
 _BPE_NAMES = frozenset(("gpt2", "bpe"))
 
+# Oniguruma gives up (as a Rust panic) after 10,000,000 steps back within one match, which a single run of
+# white space of that length takes. The bound lies below it and far above any context window.
+MAX_CHARACTERS = 8 << 20
+
 _REIMPORT = "import the model again with a tool that embeds the tokenizer, or take the tokens from the other file"
 
 
@@ -123,9 +127,11 @@ class Tokenizer:
             add_bos: put the BOS token first. No Qwen2 model was trained with one.
 
         Raises:
-            TextError: a lone surrogate in the text.
+            TextError: a lone surrogate in the text, or more than `MAX_CHARACTERS`.
             CheckpointError: the vocabulary lacks a byte that the text needs, or the BOS token.
         """
+        if len(text) > MAX_CHARACTERS:
+            raise TextError(f"text has {len(text)} characters, at most {MAX_CHARACTERS} can be encoded")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

@@ -11,11 +11,15 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from aprjax.checkpoint.types import CheckpointError, Vocabulary
 from aprjax.text import TextError, Tokenizer
 from aprjax.text.byte_alphabet import BYTE_OF_CHARACTER, CHARACTER_OF_BYTE, token_bytes
 from aprjax.text.special_tokens import Partition, matches_upstream_pattern
+from aprjax.text.tokenizer import MAX_CHARACTERS
+from aprjax.text.words import QWEN2_WORDS
 
 from .corpus import corpus
 from .synthetic import checkpoint_of, small_vocabulary
@@ -127,6 +131,14 @@ def test_ids_out_of_range_are_refused(index):
 def test_lone_surrogates_are_refused():
     with pytest.raises(TextError, match=r"U\+D83D at character 2"):
         SMALL.encode("ab\ud83dc")
+
+
+def test_the_longest_run_of_white_space_is_encoded_and_a_longer_text_refused():
+    # The whole way takes seconds and a gigabyte; the limit is that of the split.
+    split = Split(Regex(QWEN2_WORDS), "isolated").pre_tokenize_str(" " * (MAX_CHARACTERS - 1) + "x")
+    assert [len(piece) for piece, _ in split] == [MAX_CHARACTERS - 2, 2]
+    with pytest.raises(TextError, match="at most 8388608"):
+        SMALL.encode(" " * (MAX_CHARACTERS + 1))
 
 
 def faulty(**changes: object) -> str:
