@@ -21,6 +21,7 @@ from aprjax.bisect.tokens import TokensReport, tokenize_both
 from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic, preset
+from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.text.probes import PROBES
 from aprjax.trace import TraceInfo, TraceWriter
@@ -45,6 +46,7 @@ def run_layers(
     save_trace: Path | None = None,
 ) -> int:
     """Runs `layers` as the command line asks; see `aprjax.cli.layers` for the options. Returns the exit code."""
+    enable_compilation_cache()
     sides = open_checkpoint(model), open_checkpoint(ref)
     prompts = _prompts(*sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
     with _progress() as progress:

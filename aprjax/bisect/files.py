@@ -78,6 +78,10 @@ class FilesReport:
         """Byte-identical blocks and equal configs."""
         return not self.config and not self.tensors
 
+    def same_bytes(self, name: str) -> bool:
+        """Whether both files hold this tensor in the same bytes."""
+        return self.tensor(name) is None
+
     def sentence(self) -> str:
         """What the files comparison came to, in one sentence."""
         if self.identical:
@@ -187,10 +191,10 @@ def _decoded_distance(ours: EncodedTensor, theirs: EncodedTensor) -> tuple[float
         differing.append(start + hit)
         if hit.size:
             x, y = a.astype(np.float64), b.astype(np.float64)
-            delta = (x - y).ravel()
-            sums += (x.ravel() @ x.ravel(), y.ravel() @ y.ravel(), x.ravel() @ y.ravel(), delta @ delta)
+            delta = x - y
+            sums += ((x * x).sum(), (y * y).sum(), (x * y).sum(), (delta * delta).sum())
         else:
-            norm = float(np.vdot(a, b))
+            norm = float(np.square(a, dtype=np.float64).sum())
             sums += (norm, norm, norm, 0.0)
     rows = np.concatenate(differing) if differing else np.empty(0, int)
     aa, bb, ab, dd = sums

@@ -15,7 +15,7 @@ import numpy as np
 
 from aprjax.bisect.cause import cause_of
 from aprjax.bisect.files import FilesReport, compare_files
-from aprjax.bisect.lockstep import LayerPair, Runner, run_final, run_layers
+from aprjax.bisect.lockstep import LayerPair, Runner, WeightSource, run_final, run_layers
 from aprjax.bisect.margins import margins
 from aprjax.bisect.metrics import Sums, massive_channels, relative_l2, without_channels
 from aprjax.bisect.noise import NoiseFloor
@@ -133,8 +133,9 @@ def _measure(
     observe: Callable[[LayerPair], None],
 ) -> None:
     total = state.ref.checkpoint.config.num_layers + 1
+    weights = WeightSource(state.files.same_bytes)
     hidden: tuple[np.ndarray, np.ndarray] | None = None
-    for index, pair in enumerate(run_layers(state.model, state.ref, list(tokens.ids))):
+    for index, pair in enumerate(run_layers(state.model, state.ref, list(tokens.ids), weights)):
         progress("layers", index, total)
         if isinstance(pair, tuple):
             hidden = pair
@@ -147,7 +148,7 @@ def _measure(
             state.layers.append(LayerReport(pair.layer, stages))
     assert hidden is not None
     final = {stage: _StageSums() for stage in (Stage.FINAL_NORM, Stage.LM_HEAD)}
-    for rows, pair in run_final(state.model, state.ref, *hidden, state.rows):
+    for rows, pair in run_final(state.model, state.ref, hidden, state.rows, weights):
         observe(pair)
         state.margins += margins(pair.model[Stage.LM_HEAD], pair.ref[Stage.LM_HEAD], rows)
         for stage, sums in final.items():

@@ -7,18 +7,18 @@ computes *from the reference's inputs*: the local difference, free of inheritanc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from aprjax.checkpoint.types import Checkpoint
+from aprjax.checkpoint.types import Checkpoint, EncodedTensor
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
 from aprjax.qwen2.model import causal_context, embed_padded, precision_scope, run_head, run_layer, run_norm, trim
-from aprjax.qwen2.modules import Context, DecoderLayer
+from aprjax.qwen2.modules import Context, DecoderLayer, PackedWeight
 from aprjax.qwen2.stages import OUTSIDE, Stage
 
 # Positions whose logits are held at once: 128 rows of 151,936 float32 are 78 MB a side.
@@ -79,7 +79,29 @@ class LayerPair:
     rounding: Any
 
 
-def run_layers(model: Runner, ref: Runner, tokens: list[int]) -> Iterator[LayerPair | tuple[np.ndarray, np.ndarray]]:
+class WeightSource:
+    """Packs matrices, once for both sides where `same_bytes(name)` says that they hold the same."""
+
+    def __init__(self, same_bytes: Callable[[str], bool]) -> None:
+        self._same_bytes = same_bytes
+        self._packed: dict[str, PackedWeight] = {}
+
+    def __call__(self, tensor: EncodedTensor) -> PackedWeight:
+        """The matrix, laid out for computing."""
+        if not self._same_bytes(tensor.name):
+            return pack(tensor)
+        if tensor.name not in self._packed:
+            self._packed[tensor.name] = pack(tensor)
+        return self._packed[tensor.name]
+
+    def clear(self) -> None:
+        """Forgets what was packed: one layer at a time is in memory."""
+        self._packed.clear()
+
+
+def run_layers(
+    model: Runner, ref: Runner, tokens: list[int], weights: WeightSource
+) -> Iterator[LayerPair | tuple[np.ndarray, np.ndarray]]:
     """Yields the embedding, then every layer, then (as a tuple) both sides' last hidden states."""
     count = len(tokens)
     hidden_model, hidden_ref = embed_padded(model.checkpoint, tokens), embed_padded(ref.checkpoint, tokens)
@@ -90,8 +112,9 @@ def run_layers(model: Runner, ref: Runner, tokens: list[int]) -> Iterator[LayerP
     judge = replace(ref, arithmetic=arbiter(ref.arithmetic))
 
     for index in range(ref.checkpoint.config.num_layers):
-        ref_layer = load_layer(ref.checkpoint, index)
-        model_layer = load_layer(model.checkpoint, index)
+        weights.clear()
+        ref_layer = load_layer(ref.checkpoint, index, weights)
+        model_layer = load_layer(model.checkpoint, index, weights)
         output_ref, values_ref = ref.run(ref_layer, hidden_ref, context_ref)
         output_model, values_model = model.run(model_layer, hidden_model, context_model)
         same_input = hidden_model.dtype == hidden_ref.dtype and np.array_equal(hidden_model, hidden_ref)
@@ -120,15 +143,23 @@ def run_layers(model: Runner, ref: Runner, tokens: list[int]) -> Iterator[LayerP
 
 
 def run_final(
-    model: Runner, ref: Runner, hidden_model: np.ndarray, hidden_ref: np.ndarray, rows: list[int]
+    model: Runner, ref: Runner, hidden: tuple[np.ndarray, np.ndarray], rows: list[int], weights: WeightSource
 ) -> Iterator[tuple[list[int], LayerPair]]:
     """The final norm and the head at the compared positions, `LOGIT_ROWS` at a time: (rows, both sides)."""
     mixed = replace(ref, arithmetic=model.arithmetic) if model.arithmetic != ref.arithmetic else None
     judge = replace(ref, arithmetic=arbiter(ref.arithmetic))
-    weights = {id(side.checkpoint): _head(side) for side in (model, ref)}
+    hidden_model, hidden_ref = hidden
+    weights.clear()
+    heads = {
+        id(side.checkpoint): (
+            load_norm(side.checkpoint, "model.norm.weight"),
+            weights(replace(head_tensor(side.checkpoint), name="lm_head.weight")),
+        )
+        for side in (model, ref)
+    }
 
     def run(side: Runner, hidden: np.ndarray, normed: np.ndarray | None = None) -> Values:
-        norm, head = weights[id(side.checkpoint)]
+        norm, head = heads[id(side.checkpoint)]
         with precision_scope(side.arithmetic):
             computed = run_norm(norm, jnp.asarray(hidden), arithmetic=side.arithmetic)
             fed = computed if normed is None else jnp.asarray(normed)
@@ -148,10 +179,6 @@ def run_final(
 
         values_mixed = run(mixed, theirs, normed) if mixed else None
         yield chosen, LayerPair(OUTSIDE, values_model, values_ref, values_local, values_mixed, rounding)
-
-
-def _head(side: Runner):
-    return load_norm(side.checkpoint, "model.norm.weight"), pack(head_tensor(side.checkpoint))
 
 
 def _trimmed(values: dict[Stage, np.ndarray], count: int) -> Values:

@@ -79,7 +79,8 @@ class Sums:
             x = a[begin : begin + _CHUNK].astype(np.float64)
             y = b[begin : begin + _CHUNK].astype(np.float64)
             delta = np.abs(x - y)
-            self._sums += (x.sum(), y.sum(), x @ x, y @ y, x @ y, delta @ delta)
+            # Not `@`: BLAS would start its threads beside XLA's for vectors that fit a cache.
+            self._sums += (x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum(), (delta * delta).sum())
             at = int(delta.argmax())
             # Written so that NaN, which compares false, is taken as the largest, and the first of it kept.
             if not (delta[at] <= self._largest or math.isnan(self._largest)):

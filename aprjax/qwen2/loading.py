@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -64,15 +65,20 @@ def pack(tensor: EncodedTensor) -> PackedWeight:
     return PackedWeight(jax.device_put(relay("F32", values)), (rows, columns))
 
 
-def load_layer(checkpoint: Checkpoint, layer: int) -> DecoderLayer:
-    """Layer `layer` of the checkpoint, its matrices encoded, its norms and biases in float32."""
+def load_layer(
+    checkpoint: Checkpoint, layer: int, packer: Callable[[EncodedTensor], PackedWeight] | None = None
+) -> DecoderLayer:
+    """Layer `layer` of the checkpoint, its matrices encoded, its norms and biases in float32.
+
+    `packer` stands in for `pack`, for callers that already hold some of the matrices.
+    """
     config = checkpoint.config
     prefix = f"model.layers.{layer}."
 
     def linear(name: str, bias: bool = False) -> Linear:
         vector = checkpoint.tensors.get(f"{prefix}{name}.bias") if bias else None
         return Linear(
-            pack(checkpoint.tensors[f"{prefix}{name}.weight"]),
+            (packer or pack)(checkpoint.tensors[f"{prefix}{name}.weight"]),
             None if vector is None else jnp.asarray(vector.decode()),
         )
 
