@@ -266,3 +266,54 @@ def test_case_35_offsets_above_four_gib(tmp_path: Path) -> None:
     tensor = checkpoint.tensors["model.norm.weight"]
     assert tensor.offset == data_at + moved
     assert tensor.data.tobytes() == sound.tensors["model.norm.weight"].data
+
+
+def test_case_32_blocks_that_apr_cannot_hold_are_widened(tmp_path: Path) -> None:
+    from tiny_gguf import TINY as GGUF_MODEL
+    from tiny_gguf import tiny_tensors, write_tiny_gguf
+
+    from aprjax.checkpoint import open_checkpoint
+    from aprjax.checkpoint.convert import convert
+
+    types = {layer(0, "self_attn.q_proj.weight"): "Q5_0", layer(1, "mlp.down_proj.weight"): "Q8_0"}
+    source = write_tiny_gguf(tmp_path / "a.gguf", tiny_tensors(GGUF_MODEL, types=types, matrix="Q4_K", seed=3))
+    for keep_blocks in (False, True):
+        target = tmp_path / "a.apr"
+        convert(source, target, keep_blocks=keep_blocks)
+        before, after = open_checkpoint(source), read_apr(target, verify=True)
+        # `apr import` turns the whole model to F32 for one such tensor; `keep_blocks` widens those alone.
+        kept = {name for name, tensor in after.tensors.items() if tensor.block_type == "Q4_K"}
+        assert bool(kept) == keep_blocks
+        assert not kept & set(types)
+        assert finding_ids(after) == set()
+        for name, tensor in before.tensors.items():
+            np.testing.assert_array_equal(after.tensors[name].decode(), tensor.decode())
+
+
+def test_case_33_apr_to_gguf_to_apr(tmp_path: Path) -> None:
+    from tiny_gguf import TINY as GGUF_MODEL
+    from tiny_gguf import tiny_tensors, write_tiny_gguf
+
+    from aprjax.checkpoint.convert import convert
+
+    types = {
+        layer(0, "self_attn.q_proj.weight"): "Q4_K",
+        layer(0, "mlp.up_proj.weight"): "Q6_K",
+        layer(1, "mlp.up_proj.weight"): "F32",
+    }
+    write_tiny_gguf(tmp_path / "a.gguf", tiny_tensors(GGUF_MODEL, types=types, matrix="F16"))
+    convert(tmp_path / "a.gguf", tmp_path / "a.apr")
+    convert(tmp_path / "a.apr", tmp_path / "b.gguf")
+    convert(tmp_path / "b.gguf", tmp_path / "b.apr")
+    first, second = read_apr(tmp_path / "a.apr"), read_apr(tmp_path / "b.apr")
+    assert {tensor.block_type for tensor in first.tensors.values()} == {"F32", "F16", "Q4_K", "Q6_K"}
+    for name, tensor in first.tensors.items():
+        other = second.tensors[name]
+        assert (other.shape, other.block_type, other.data.tobytes()) == (
+            tensor.shape,
+            tensor.block_type,
+            tensor.data.tobytes(),
+        )
+    assert second.config == first.config
+    assert second.vocabulary == first.vocabulary
+    assert second.chat_template == first.chat_template

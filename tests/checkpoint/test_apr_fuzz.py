@@ -8,6 +8,7 @@ import struct
 import time
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,15 @@ from aprjax.checkpoint.apr_container import read_container
 from aprjax.checkpoint.apr_reader import read_apr
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 
-# In all, over the five generated tests; the long suite sets 10,000.
+# Damaged files in all, over the kinds of damage: in `make test`, and in the long suite.
 CASES = int(os.environ.get("APRJAX_FUZZ_CASES", "500"))
+CASES_AT_LENGTH = max(CASES, 10_000)
 # The sound file is some 20 kB; reading it takes some 100 kB of Python objects. A lying header that made the reader
 # allocate what it claims would take megabytes at least.
 MEMORY_LIMIT = 4 << 20
 TIME_LIMIT = 5.0
-fuzz = settings(
-    max_examples=max(1, CASES // 5),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+# From the sound file and the length of its header, metadata and index, to a damaged one.
+Damage = Callable[[bytes, int], bytes]
 
 
 @functools.cache
@@ -81,55 +80,80 @@ def renewed(data: bytearray) -> bytes:
     return bytes(data)
 
 
-@fuzz
-@given(
-    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4),
-    renew=st.booleans(),
-)
-def test_flipped_bytes_in_header_metadata_and_index(folder: Path, flips: list[tuple[float, int]], renew: bool) -> None:
-    data = bytearray(sound(folder))
-    for place, bits in flips:
-        data[int(place * front(folder))] ^= bits
-    survives(folder, renewed(data) if renew else bytes(data))
+def flipped(flips: list[tuple[float, int]], renew: bool) -> Damage:
+    """Bytes of header, metadata and index changed."""
+
+    def damage(content: bytes, front: int) -> bytes:
+        data = bytearray(content)
+        for place, bits in flips:
+            data[int(place * front)] ^= bits
+        return renewed(data) if renew else bytes(data)
+
+    return damage
 
 
-@fuzz
-@given(
-    at=st.sampled_from([4, 5, 6, 8, 12, 20, 24, 32, 40, 44]),
-    width=st.sampled_from(["B", "H", "I", "Q"]),
-    value=st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 63, 64, 2**31, 2**32 - 1, 2**63, 2**64 - 1]),
-)
-def test_absurd_numbers_in_the_header(folder: Path, at: int, width: str, value: int) -> None:
-    data = bytearray(sound(folder))
-    size = struct.calcsize(f"<{width}")
-    struct.pack_into(f"<{width}", data, at, value % 256**size)
-    survives(folder, renewed(data))
+def header_number(at: int, width: str, value: int) -> Damage:
+    """A number over some bytes of the header."""
+
+    def damage(content: bytes, front: int) -> bytes:
+        data = bytearray(content)
+        struct.pack_into(f"<{width}", data, at, value % 256 ** struct.calcsize(f"<{width}"))
+        return renewed(data)
+
+    return damage
 
 
-@fuzz
-@given(
-    place=st.floats(0, 1, exclude_max=True),
-    value=st.sampled_from([0, 1, 255, 65535, 2**32 - 1, 2**62, 2**63, 2**64 - 1]),
-)
-def test_absurd_numbers_in_the_index(folder: Path, place: float, value: int) -> None:
-    data = bytearray(sound(folder))
-    start = struct.unpack_from("<Q", data, 24)[0]
-    at = start + int(place * (front(folder) - start - 8))
-    struct.pack_into("<Q", data, at, value)
-    survives(folder, bytes(data))
+def index_number(place: float, value: int) -> Damage:
+    """Eight bytes of the index overwritten."""
+
+    def damage(content: bytes, front: int) -> bytes:
+        data = bytearray(content)
+        start = struct.unpack_from("<Q", data, 24)[0]
+        struct.pack_into("<Q", data, start + int(place * (front - start - 8)), value)
+        return bytes(data)
+
+    return damage
 
 
-@fuzz
-@given(length=st.floats(0, 1))
-def test_truncation_anywhere(folder: Path, length: float) -> None:
-    data = sound(folder)
-    survives(folder, data[: max(1, int(length * len(data)))])
+PLACE = st.floats(0, 1, exclude_max=True)
+ABSURD = st.sampled_from([0, 1, 63, 64, 255, 65535, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1])
+DAMAGE: dict[str, st.SearchStrategy[Damage]] = {
+    "flips": st.builds(flipped, st.lists(st.tuples(PLACE, st.integers(1, 255)), min_size=1, max_size=4), st.booleans()),
+    "header": st.builds(
+        header_number,
+        st.sampled_from([4, 5, 6, 8, 12, 20, 24, 32, 40, 44]),
+        st.sampled_from("BHIQ"),
+        st.integers(0, 2**64 - 1) | ABSURD,
+    ),
+    "index": st.builds(index_number, PLACE, ABSURD),
+    "truncation": PLACE.map(lambda share: lambda content, front: content[: max(1, int(share * len(content)))]),
+    "noise": st.tuples(
+        st.sampled_from([b"APR\0", b"APRN", b"APR1", b"APR2", b""]), st.binary(min_size=1, max_size=300)
+    ).map(lambda parts: lambda content, front: parts[0] + parts[1]),
+}
 
 
-@fuzz
-@given(data=st.binary(min_size=1, max_size=300), magic=st.sampled_from([b"APR\0", b"APRN", b"APR1", b"APR2", b""]))
-def test_noise_behind_a_magic(folder: Path, data: bytes, magic: bytes) -> None:
-    survives(folder, magic + data)
+def run_many(folder: Path, kind: str, cases: int) -> None:
+    @settings(
+        max_examples=max(1, cases // len(DAMAGE)), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(damage=DAMAGE[kind])
+    def run(damage: Damage) -> None:
+        survives(folder, damage(sound(folder), front(folder)))
+
+    run()
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage(folder: Path, kind: str) -> None:
+    run_many(folder, kind, CASES)
+
+
+# Needs no model, but takes minutes: part of `make test-real` for its length.
+@pytest.mark.real_model
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_at_length(folder: Path, kind: str) -> None:
+    run_many(folder, kind, CASES_AT_LENGTH)
 
 
 def test_truncation_at_every_section_boundary(folder: Path) -> None:
