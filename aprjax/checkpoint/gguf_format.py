@@ -201,9 +201,13 @@ class _Parser:
         start = self.position
         raw = self.raw_string(what)
         try:
-            return raw.decode()
+            text = raw.decode()
         except UnicodeDecodeError:
             self.fail(f"{what} is not UTF-8: {raw[:40]!r}", offset=start)
+        # It will stand in messages: no control characters for a terminal to obey.
+        if not text.isprintable():
+            self.fail(f"{what} is not printable: {text[:40]!r}", offset=start)
+        return text
 
     def header(self) -> GgufHeader:
         version = self.version()

@@ -43,7 +43,9 @@ def parse_hf_config(content: Mapping[str, Any], file: Path) -> tuple[ModelConfig
     # transformers 5 keeps the rotation's constants in an object of their own.
     rope = next((value for key in ("rope_parameters", "rope_scaling") if (value := content.get(key)) is not None), {})
     if not isinstance(rope, dict):
-        raise CheckpointError(f"expected rope_parameters as an object, found {type(rope).__name__}", file=file)
+        raise CheckpointError(
+            f"expected rope_parameters as an object, found {type(rope).__name__}", file=file, fix="download it again"
+        )
     theta = content.get("rope_theta", rope.get("rope_theta"))
     if theta is None:
         theta = DEFAULT_ROPE_THETA

@@ -15,13 +15,13 @@ from aprjax.checkpoint.mapped_file import map_file
 from aprjax.checkpoint.types import CheckpointError, Finding, Vocabulary
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-_OUTSIDE_BPE = (CONTROL, USER_DEFINED, UNUSED)
 # How Qwen2's own tokenizer.json cuts text into words.
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Token ids above this are damage: no vocabulary in use is a quarter as large, and gaps are filled.
 _MAX_TOKENS = 1 << 20
+_FIX = "the file is damaged: download it again"
 
 
 def read_vocabulary(
@@ -96,11 +96,11 @@ def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str
         try:
             return map_file(path).tobytes().decode()
         except UnicodeDecodeError as error:
-            raise CheckpointError("the template is not UTF-8", file=path, offset=error.start) from error
+            raise CheckpointError("the template is not UTF-8", file=path, offset=error.start, fix=_FIX) from error
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
     return template if isinstance(template, str) else None
 
 
@@ -121,6 +121,7 @@ def tokenizer_files(vocabulary: Vocabulary, chat_template: str | None) -> dict[s
         raise CheckpointError(
             f"{len(types)} token types for {len(vocabulary.tokens)} tokens", fix="convert the source again"
         )
+    used = 1 + max((number for number, (_, kind) in enumerate(entries) if kind != UNUSED), default=-1)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     tokenizer = {
         "version": "1.0",
@@ -152,7 +153,8 @@ def tokenizer_files(vocabulary: Vocabulary, chat_template: str | None) -> dict[s
             "end_of_word_suffix": "",
             "fuse_unk": False,
             "byte_fallback": False,
-            "vocab": {token: number for number, (token, kind) in enumerate(entries) if kind not in _OUTSIDE_BPE},
+            # Added tokens too: `tokenizers` ignores the ids of those that the vocabulary lacks, and counts on.
+            "vocab": {token: number for number, (token, _) in enumerate(entries[:used])},
             "merges": list(vocabulary.merges),
         },
     }  # fmt: skip
@@ -179,7 +181,9 @@ def tokenizer_files(vocabulary: Vocabulary, chat_template: str | None) -> dict[s
 
 def _words(pre_tokenizer: Any) -> str | None:
     """The regular expression of the one `Split` step there should be."""
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else []
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else None
+    if not isinstance(steps, list):
+        return None
     patterns = [step.get("pattern") for step in steps if isinstance(step, dict) and step.get("type") == "Split"]
     if len(patterns) != 1 or not isinstance(patterns[0], dict):
         return None
@@ -196,26 +200,31 @@ def _tokens(path: Path, vocab: Any, added: Any) -> tuple[tuple[str, ...], tuple[
             entries.append((token.get("id"), token.get("content"), CONTROL if token.get("special") else USER_DEFINED))
     for number, token, kind in entries:
         if type(number) is not int or not 0 <= number < _MAX_TOKENS or not isinstance(token, str):
-            raise CheckpointError(f"token {str(token)[:40]!r} has the id {str(number)[:40]!r}", file=path)
+            raise CheckpointError(f"token {str(token)[:40]!r} has the id {str(number)[:40]!r}", file=path, fix=_FIX)
         if by_id.get(number, (token,))[0] != token:
-            raise CheckpointError(f"tokens {by_id[number][0]!r} and {token!r} share the id {number}", file=path)
+            raise CheckpointError(
+                f"tokens {by_id[number][0]!r} and {token!r} share the id {number}", file=path, fix=_FIX
+            )
         by_id[number] = (token, kind)
     if not by_id:
-        raise CheckpointError("expected a vocabulary, found none", file=path, fix="download the file again")
+        raise CheckpointError("expected a vocabulary, found none", file=path, fix=_FIX)
     filled = [by_id.get(number, (f"[PAD{number}]", UNUSED)) for number in range(max(by_id) + 1)]
-    return tuple(token for token, _ in filled), tuple(kind for _, kind in filled)
+    tokens = tuple(token for token, _ in filled)
+    # What a writer called so to fill a gap is as unused as the gap was.
+    kinds = (UNUSED if token == f"[PAD{number}]" else kind for number, (token, kind) in enumerate(filled))
+    return tokens, tuple(kinds)
 
 
 def _merges(path: Path, merges: Any) -> tuple[str, ...]:
     """Merges as `"left right"`; newer tokenizer.json files write pairs instead."""
     if not isinstance(merges, list):
-        raise CheckpointError(f"expected merges as a list, found {type(merges).__name__}", file=path)
+        raise CheckpointError(f"expected merges as a list, found {type(merges).__name__}", file=path, fix=_FIX)
     joined = []
     for number, merge in enumerate(merges):
         if isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
             merge = " ".join(merge)  # noqa: PLW2901
         if not isinstance(merge, str):
-            raise CheckpointError(f"merge {number} is {str(merge)[:40]!r}", file=path, fix="download the file again")
+            raise CheckpointError(f"merge {number} is {str(merge)[:40]!r}", file=path, fix=_FIX)
         joined.append(merge)
     return tuple(joined)
 
@@ -224,5 +233,5 @@ def _read_merges(path: Path) -> list[str]:
     try:
         lines = map_file(path).tobytes().decode().split("\n")
     except UnicodeDecodeError as error:
-        raise CheckpointError("the merges are not UTF-8", file=path, offset=error.start) from error
+        raise CheckpointError("the merges are not UTF-8", file=path, offset=error.start, fix=_FIX) from error
     return [line for line in lines if line and not line.startswith("#version")]

@@ -37,9 +37,11 @@ def parse_json(raw: Any, file: Path, *, offset: int = 0) -> dict[str, Any]:
             raise ValueError(f"the key {twice!r:.80} is given twice")
         return result
 
-    if len(raw) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{len(raw)} bytes of JSON; the limit is {MAX_JSON_BYTES}", file=file, offset=offset)
     fix = "the file is damaged: download or convert it again"
+    if len(raw) > MAX_JSON_BYTES:
+        raise CheckpointError(
+            f"{len(raw)} bytes of JSON; the limit is {MAX_JSON_BYTES}", file=file, offset=offset, fix=fix
+        )
     try:
         content = json.loads(bytes(raw).decode(), object_pairs_hook=unique)
     except UnicodeDecodeError as error:

@@ -22,6 +22,7 @@ from aprjax.checkpoint.types import CheckpointError, EncodedTensor, Finding
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8")
 METADATA_KEY = "__metadata__"
 _LENGTH_BYTES = 8
+_FIX = "the file is truncated or damaged: download it again"
 # NumPy's limit (NPY_MAXDIMS is 64 since 2.0; 32 before), far above any weight's.
 _MAX_DIMENSIONS = 8
 
@@ -45,7 +46,10 @@ def read_safetensors_file(path: Path) -> SafetensorsFile:
     buffer = map_file(path)
     if buffer.size < _LENGTH_BYTES:
         raise CheckpointError(
-            f"expected a header length of {_LENGTH_BYTES} bytes, the file ends after {buffer.size}", file=path, offset=0
+            f"expected a header length of {_LENGTH_BYTES} bytes, the file ends after {buffer.size}",
+            file=path,
+            offset=0,
+            fix=_FIX,
         )
     length = int.from_bytes(buffer[:_LENGTH_BYTES].tobytes(), "little")
     left = buffer.size - _LENGTH_BYTES
@@ -54,14 +58,14 @@ def read_safetensors_file(path: Path) -> SafetensorsFile:
             f"the header claims {length} bytes where {left} are left (limit {MAX_JSON_BYTES})",
             file=path,
             offset=0,
-            fix="the file is truncated or no safetensors file: download it again",
+            fix=_FIX,
         )
     data_start = _LENGTH_BYTES + length
     content = parse_json(buffer[_LENGTH_BYTES:data_start].data, path, offset=_LENGTH_BYTES)
     metadata = content.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(
-            f"expected {METADATA_KEY} to map strings to strings", file=path, offset=_LENGTH_BYTES, fix=""
+            f"expected {METADATA_KEY} to map strings to strings", file=path, offset=_LENGTH_BYTES, fix=_FIX
         )
     placed = [_place(path, buffer, data_start, name, entry) for name, entry in content.items()]
     placed.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
@@ -82,9 +86,11 @@ def read_safetensors_file(path: Path) -> SafetensorsFile:
 
 def _place(path: Path, buffer: np.ndarray, data_start: int, name: str, entry: Any) -> EncodedTensor:
     def fail(message: str, offset: int = _LENGTH_BYTES) -> CheckpointError:
-        fix = "the file is truncated or damaged: download it again"
-        return CheckpointError(message, file=path, tensor=name[:200], offset=offset, fix=fix)
+        return CheckpointError(message, file=path, tensor=name[:200], offset=offset, fix=_FIX)
 
+    # It will stand in messages: no control characters for a terminal to obey, no lone surrogates.
+    if not name.isprintable():
+        raise fail("the name of a tensor is not printable")
     if not isinstance(entry, dict):
         raise fail(f"expected an object in the header, found {type(entry).__name__}")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")

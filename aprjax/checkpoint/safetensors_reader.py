@@ -52,7 +52,11 @@ def read_safetensors(path: str | Path) -> Checkpoint:
         for name, tensor in file.tensors.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"also in {Path(tensors[name].file).name}", file=file.path, tensor=name, offset=tensor.offset
+                    f"also in {Path(tensors[name].file).name}",
+                    file=file.path,
+                    tensor=name,
+                    offset=tensor.offset,
+                    fix="remove the file that does not belong to the model",
                 )
             tensors[name] = tensor
     findings += _settle_head(content, config_path, tensors)
@@ -89,13 +93,16 @@ def _weight_files(path: Path, folder: Path) -> tuple[list[SafetensorsFile], list
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError("expected a weight_map", file=index, fix="download the index again")
-        names = set(weight_map.values())
+        stated = list(weight_map.values())
         # A name with a folder in it could reach any file of the machine.
         strange = [
-            name for name in names if not isinstance(name, str) or Path(name).name != name or name.startswith(".")
+            name for name in stated if not isinstance(name, str) or Path(name).name != name or name.startswith(".")
         ]
         if strange:
-            raise CheckpointError(f"{str(strange[0])[:80]!r} is no file name", file=index)
+            raise CheckpointError(
+                f"{str(strange[0])[:80]!r} is no name of a file beside it", file=index, fix="download the index again"
+            )
+        names = set(stated)
         if path.is_dir() or path.name in names:
             missing = sorted(name for name in names if not (folder / name).is_file())
             if missing:

@@ -54,7 +54,10 @@ def write_safetensors(
     for tensor in tensors:
         if tensor.block_type not in FLOAT_TYPES:
             raise CheckpointError(
-                f"transformers reads {', '.join(FLOAT_TYPES)}, not {tensor.block_type}", file=path, tensor=tensor.name
+                f"transformers reads {', '.join(FLOAT_TYPES)}, not {tensor.block_type}",
+                file=path,
+                tensor=tensor.name,
+                fix="decode it to one of these",
             )
     elements: Counter[str] = Counter()
     for tensor in tensors:
