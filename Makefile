@@ -46,7 +46,7 @@ $(BIN)/.peers-done: $(BIN)/.setup-done $(LLAMA_WHEELS)/.built
 	$(PIP) install --quiet 'torch==2.13.0+cpu' 2>/dev/null \
 		|| $(PIP) install --quiet 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
 		|| $(PIP) install --quiet 'torch==2.13.0'
-	$(PIP) install --quiet transformers $(addprefix --constraint ,$(CONSTRAINTS))
+	$(PIP) install --quiet transformers accelerate $(addprefix --constraint ,$(CONSTRAINTS))
 	$(PIP) install --quiet --force-reinstall --no-deps $(LLAMA_WHEELS)/*.whl
 	$(PIP) install --quiet llama-cpp-python==$(LLAMA_VERSION) $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
