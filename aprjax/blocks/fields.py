@@ -56,15 +56,15 @@ def namespace(array: Any) -> ModuleType:
 
 
 def reinterpret(data: Any, dtype: Any) -> Any:
-    """Bytes `uint8[..., n * itemsize]` as little-endian `dtype[..., n]`."""
+    """The bytes of an array, `uint8[..., n * itemsize]` say, as little-endian `dtype[..., n]`."""
     dtype = np.dtype(dtype)
     if isinstance(data, np.ndarray):
         return np.ascontiguousarray(data).view(dtype.newbyteorder("<"))
     import jax
 
-    if dtype.itemsize == 1:
+    if dtype.itemsize == data.dtype.itemsize:
         return jax.lax.bitcast_convert_type(data, dtype)
-    return jax.lax.bitcast_convert_type(data.reshape(*data.shape[:-1], -1, dtype.itemsize), dtype)
+    return jax.lax.bitcast_convert_type(data.reshape(*data.shape[:-1], data.shape[-1] // dtype.itemsize, dtype.itemsize), dtype)
 
 
 def half(data: Any) -> Any:
@@ -98,4 +98,4 @@ def combine(fields: Fields) -> Any:
         values = values * scale[..., None]
         if offset is not None:
             values = values - offset[..., None]
-    return values.reshape(*values.shape[:-2], -1)
+    return values.reshape(*values.shape[:-2], values.shape[-2] * values.shape[-1])
