@@ -101,7 +101,8 @@ def _rearranged(ours: EncodedTensor, theirs: EncodedTensor) -> str | None:
         values = theirs.decode()
         if rows == columns and _cosine(a, values.T[index]) > _SAME:
             return "transposed"
-        if _cosine(a, values.reshape(columns, rows).T[index]) > _SAME:
+        exchanged = (values.T.reshape(rows, columns), values.reshape(columns, rows).T)
+        if any(_cosine(a, other[index]) > _SAME for other in exchanged):
             return "with its two dimensions exchanged"
         if _cosine(a, values[:, ::-1][index]) > _SAME:
             return "with every row reversed"

@@ -19,7 +19,7 @@ from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
 from aprjax.qwen2.model import causal_context, embed_padded, precision_scope, run_head, run_layer, run_norm, trim
 from aprjax.qwen2.modules import Context, DecoderLayer, PackedWeight
-from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 
 # Positions whose logits are held at once: 128 rows of 151,936 float32 are 78 MB a side.
 LOGIT_ROWS = 128
@@ -47,7 +47,8 @@ class Runner:
             output, _, captured = run_layer(
                 layer, jnp.asarray(hidden), context, given, {}, arithmetic=self.arithmetic, capture=True
             )
-            return np.asarray(output), {stage: np.asarray(value) for stage, value in captured.items()}
+            # jit returns a dict sorted by key; reports go in execution order.
+            return np.asarray(output), {stage: np.asarray(captured[stage]) for stage in LAYER_STAGES}
 
 
 def arbiter(arithmetic: Arithmetic) -> Arithmetic:

@@ -190,7 +190,9 @@ class Qwen2:
             context = causal_context(self.config, arithmetic, length=hidden.shape[0])
             for index, layer in enumerate(self.layers):
                 hidden, _, captured = run_layer(layer, hidden, context, {}, {}, arithmetic=arithmetic, capture=capture)
-                trace.update({(index, stage): trim(stage, value, count) for stage, value in captured.items()})
+                # jit returns a dict sorted by key; a trace goes in execution order.
+                stages = [stage for stage in Stage if stage in captured]
+                trace.update({(index, stage): trim(stage, captured[stage], count) for stage in stages})
             normed = run_norm(self.norm, hidden[:count], arithmetic=arithmetic)
             output = run_head(self.head, normed, arithmetic=arithmetic)
             trace[OUTSIDE, Stage.FINAL_NORM], trace[OUTSIDE, Stage.LM_HEAD] = normed, output
