@@ -55,8 +55,8 @@ def check_model(
             "apr-entrenar-transposed",
             "error",
             "a checkpoint of the entrenar trainer: the matrices' bytes are those of [in, out], though their shapes "
-            "say [out, in]. "
-            "Only AprTransformer transposes them; aprjax, like all other readers, computes with the bytes as they lie",
+            "say [out, in]. Only AprTransformer transposes them; aprjax, like all other readers, computes with the "
+            "bytes as they lie",
             reference="ALB-106, ALB-107, ALB-109",
         )
 
@@ -74,7 +74,8 @@ def _check_complete(
         log.add(
             "missing-tensor",
             "error",
-            f"layers {listing(absent_layers)} have no tensors at all, of {config.num_layers} layers; {consequence}",
+            f"{len(absent_layers)} of {config.num_layers} layers have no tensors at all, the first is layer "
+            f"{absent_layers[0]}; {consequence}",
             tensor=f"model.layers.{absent_layers[0]}",
             reference="GH-279, PMAT-234, #194",
         )
@@ -128,9 +129,8 @@ def _check_vector_types(tensors: Mapping[str, EncodedTensor], log: FindingLog) -
         log.add(
             "apr-norm-not-f32",
             "error",
-            f"{len(norms)} norm weights are {listing(kinds)} ({listing(norms)}). realizar takes norm bytes as F32 "
-            "whatever the "
-            "dtype says, and computes with nonsense",
+            f"{len(norms)} norm weights are {' and '.join(kinds)} ({listing(norms)}). realizar takes norm bytes as F32 "
+            "whatever the dtype says, and computes with nonsense",
             tensor=norms[0],
             reference="GH-189, apr-format.md 4.3",
         )
@@ -142,9 +142,8 @@ def _check_vector_types(tensors: Mapping[str, EncodedTensor], log: FindingLog) -
         log.add(
             "apr-bias-not-float",
             "error",
-            f"{len(biases)} biases are {listing(kinds)} ({listing(biases)}). realizar reads F32 and F16 biases and "
-            "takes the "
-            "bytes of any other type as F32",
+            f"{len(biases)} biases are {' and '.join(kinds)} ({listing(biases)}). realizar reads F32 and F16 biases and "
+            "takes the bytes of any other type as F32",
             tensor=biases[0],
             reference="apr-format.md 4.3",
         )
@@ -175,9 +174,8 @@ def _check_head(tensors: Mapping[str, EncodedTensor], metadata: Mapping[str, Any
         log.add(
             "apr-head-not-tied",
             "error",
-            "tied_embeddings is true, but lm_head.weight is not a copy of the embedding. Readers use the head as "
-            "it is; "
-            "`apr export` drops it and so changes the model",
+            "tied_embeddings is true, but lm_head.weight is not a copy of the embedding. Readers use the head as it "
+            "is; `apr export` drops it and so changes the model",
             tensor=HEAD,
             offset=head.offset,
             reference="GH-88, #231",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aprjax.checkpoint.apr_findings import FindingLog
+from aprjax.checkpoint.apr_findings import FindingLog, shown
 from aprjax.checkpoint.apr_metadata import Field, read_fields
 from aprjax.checkpoint.config_rules import INTEGER_LIMITS, build_config, shortest_float32
 from aprjax.checkpoint.types import CheckpointError, ModelConfig, RopePairing
@@ -103,7 +103,7 @@ class _ConfigReader:
                     self._find(
                         "apr-architecture-absent",
                         "error",
-                        f"architecture is absent; {key} says {candidate!r}. realizar refuses the file (C-01)",
+                        f"architecture is absent; {key} says {shown(candidate)}. realizar refuses the file (C-01)",
                         "C-01, #2254",
                     )
                     return "qwen2"
@@ -118,14 +118,15 @@ class _ConfigReader:
             self._find(
                 "apr-architecture-other",
                 "error",
-                f"architecture is {stated!r}; aprjax computes Qwen2, and so will not reproduce another one",
+                f"architecture is {shown(stated)}; aprjax computes Qwen2, and so will not reproduce another one",
             )
-            return name
+            # No architecture has a longer name; the rest would only flood messages.
+            return name[:40]
         if stated != "qwen2":
             self._find(
                 "apr-architecture-spelling",
                 "warning",
-                f"architecture is spelled {stated!r}; realizar's defaults (rope_theta 1e6, EOS 151645) apply to "
+                f"architecture is spelled {shown(stated)}; realizar's defaults (rope_theta 1e6, EOS 151645) apply to "
                 "exactly 'qwen2'",
                 "C-01, GH-329",
             )
@@ -147,8 +148,8 @@ class _ConfigReader:
             self._find(
                 "apr-dimension-absent",
                 severity,
-                f"{key} is absent; the tensors' shapes say {evidence}. realizar {default}, AprTransformer takes "
-                "its own default",
+                f"{key} is absent; the tensors' shapes say {evidence}. realizar {default}, AprTransformer takes its "
+                "own default",
                 "C-03, #2254",
             )
             stated = evidence
@@ -202,8 +203,8 @@ class _ConfigReader:
             self._find(
                 "apr-dimension-contradicted",
                 "error",
-                f"num_layers is {stated}, but there are tensors of layer {evidence - 1}; realizar ignores the "
-                "layers above",
+                f"num_layers is {stated}, but there are tensors of layer {evidence - 1}; realizar ignores the layers "
+                "above",
                 "#2254",
             )
         return self._bounded("num_layers", stated)
@@ -227,9 +228,8 @@ class _ConfigReader:
                 self._find(
                     "apr-head-dim-contradicted",
                     "error",
-                    f"head_dim is {head_dim}, but q_proj has {q_width} rows for {heads} heads: {evidence}, which "
-                    "is what "
-                    "realizar and aprjax go by",
+                    f"head_dim is {head_dim}, but q_proj has {q_width} rows for {heads} heads: {evidence}, which is "
+                    "what realizar and aprjax go by",
                     "GH-479, GH-305, PMAT-833",
                 )
             return heads, self._bounded("head_dim", evidence)
@@ -242,8 +242,8 @@ class _ConfigReader:
             )
         if head_dim is None and hidden % heads:
             raise CheckpointError(
-                f"{heads} heads do not divide the hidden size {hidden}, and there is no head_dim; realizar refuses "
-                "the file",
+                f"{heads} heads do not divide the hidden size {hidden}, and there is no head_dim; realizar refuses the "
+                "file",
                 file=self.file,
                 offset=self.offset,
                 fix="the metadata are damaged; re-convert the model",
@@ -266,9 +266,8 @@ class _ConfigReader:
             self._find(
                 "apr-kv-heads-contradicted",
                 "error",
-                f"num_kv_heads is {stated}, but k_proj has {k_width} rows of head_dim {head_dim}: {evidence}, "
-                "which is what "
-                "aprjax goes by",
+                f"num_kv_heads is {stated}, but k_proj has {k_width} rows of head_dim {head_dim}: {evidence}, which is "
+                "what aprjax goes by",
                 "GH-88",
             )
             stated = evidence
@@ -339,8 +338,7 @@ class _ConfigReader:
                 "apr-rope-type-wrong",
                 "error",
                 f"rope_type {stated} pairs channels the {pairing!r} way, but {architecture} was trained with "
-                f"{default!r}. realizar "
-                "and aprjax do as the file says; AprTransformer ignores the key",
+                f"{default!r}. realizar and aprjax do as the file says; AprTransformer ignores the key",
                 "CORRECTNESS-011, GH-329, PMAT-797, #2084",
             )
         return pairing
@@ -367,9 +365,8 @@ class _ConfigReader:
                 self._find(
                     "apr-metadata-mirror",
                     "error",
-                    f"{found.spelling} is {found.value!r}, but its copy model.{key} is {mirror!r}: one of them was "
-                    "edited. "
-                    "Readers use the former",
+                    f"{found.spelling} is {found.value!r}, but its copy model.{key} is {shown(str(mirror))}: one of "
+                    "them was edited. Readers use the former",
                 )
 
 

@@ -74,8 +74,7 @@ class AprContainer:
             raise CheckpointError(
                 f"the tensor takes bytes {start} to {start + entry.size}, the file ends at {self.data.size}: "
                 f"{start + entry.size - self.data.size} bytes are missing. aprender refuses such a file; realizar "
-                "takes "
-                "the tensor as absent and computes with zeros (#2564, #2612)",
+                "takes the tensor as absent and computes with zeros (#2564, #2612)",
                 file=self.path,
                 tensor=entry.name,
                 offset=start,
@@ -172,9 +171,8 @@ def _unpacked(data: np.ndarray, header: Header, path: Path, log: FindingLog) -> 
         log.add(
             "apr-compressed",
             "warning",
-            f"everything after the header is one {name} blob; it was unpacked into memory. Only realizar's "
-            "AprV2Model reads "
-            "it; aprender, MappedAprModel and AprTransformer would parse the compressed bytes",
+            f"everything after the header is one {name} blob; it was unpacked into memory. Only realizar's AprV2Model "
+            "reads it; aprender, MappedAprModel and AprTransformer would parse the compressed bytes",
             offset=6,
             reference="apr-format.md 1.2",
         )
@@ -183,8 +181,7 @@ def _unpacked(data: np.ndarray, header: Header, path: Path, log: FindingLog) -> 
         "apr-compression-flag-untrue",
         "warning",
         f"the header says {name}-compressed, but the file is plain: aprender's writer sets the bit without "
-        "compressing. "
-        "aprender and AprTransformer read it; AprV2Model tries to unpack it and fails",
+        "compressing. aprender and AprTransformer read it; AprV2Model tries to unpack it and fails",
         offset=6,
         reference="apr-format.md 1.2",
     )
@@ -205,8 +202,7 @@ def _check_sections(header: Header, size: int) -> None:
     if header.metadata_offset < HEADER_SIZE or header.index_offset < HEADER_SIZE:
         raise CheckpointError(
             f"by the header the metadata begin at {header.metadata_offset} and the index at {header.index_offset}; "
-            "both "
-            f"must lie behind the header's {HEADER_SIZE} bytes",
+            f"both must lie behind the header's {HEADER_SIZE} bytes",
             offset=12,
             fix=_DAMAGED,
         )
@@ -224,9 +220,8 @@ def _metadata(data: np.ndarray, header: Header, log: FindingLog) -> dict[str, An
         log.add(
             "apr-metadata-large",
             "info",
-            f"{header.metadata_size} bytes of metadata; aprender names {MAX_METADATA_SIZE} as the limit, and "
-            "enforces it "
-            "nowhere",
+            f"{header.metadata_size} bytes of metadata; aprender names {MAX_METADATA_SIZE} as the limit, and enforces "
+            "it nowhere",
             offset=20,
         )
     return parse_metadata(data[start : start + header.metadata_size].tobytes(), start, log)

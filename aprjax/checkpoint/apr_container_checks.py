@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from aprjax.checkpoint.apr_findings import FindingLog, listing
+from aprjax.checkpoint.apr_findings import FindingLog, listing, shown
 from aprjax.checkpoint.apr_format import (
     ALIGNMENT,
     FOOTER_SIZE,
@@ -34,8 +34,7 @@ def check_header(header: Header, head: bytes, log: FindingLog) -> None:
             "apr-header-crc-zero",
             "warning",
             "the header has no checksum, as realizar's to_apr_bytes writes it. aprender refuses the file; realizar "
-            "does "
-            "not look at it",
+            "does not look at it",
             offset=40,
             reference="#194, realizar#44, BUG-APR-044",
         )
@@ -84,8 +83,8 @@ def check_flags(header: Header, log: FindingLog) -> None:
         )
     if flags & Flag.LAYOUT_COLUMN_MAJOR:
         raise CheckpointError(
-            "the header says that matrices are column-major (flag 0x0800), which APR v2 forbids (LAYOUT-002). aprender "
-            "refuses the file; realizar ignores the flag and would multiply by the transposed matrices",
+            "the header says that matrices are column-major (flag 0x0800), which APR v2 forbids (LAYOUT-002). "
+            "aprender refuses the file; realizar ignores the flag and would multiply by the transposed matrices",
             offset=6,
             fix="re-convert the model with a current `apr import` or `python -m aprjax convert`",
         )
@@ -94,8 +93,7 @@ def check_flags(header: Header, log: FindingLog) -> None:
             "apr-layout-flag-absent",
             "info",
             f"flags {flags:#06x} do not say that matrices are row-major (0x0400), as in old files and those of "
-            "realizar's "
-            "converter. All readers take them as row-major",
+            "realizar's converter. All readers take them as row-major",
             offset=6,
             reference="LAYOUT-001",
         )
@@ -103,9 +101,8 @@ def check_flags(header: Header, log: FindingLog) -> None:
         log.add(
             "apr-sharded",
             "warning",
-            "the header says that this is one shard of several (flag 0x0010). No real loader joins shards: tensors "
-            "of the "
-            "others count as missing",
+            "the header says that this is one shard of several (flag 0x0010). No real loader joins shards: tensors of "
+            "the others count as missing",
             offset=6,
             reference="apr-format.md 1.2",
         )
@@ -129,9 +126,8 @@ def check_index(container: AprContainer) -> None:
         log.add(
             "apr-index-unsorted",
             "warning",
-            f"the index is not sorted by name: {entries[unsorted].name!r} follows {entries[unsorted - 1].name!r}. "
-            "aprender "
-            "refuses the file; realizar reads it",
+            f"the index is not sorted by name: {shown(entries[unsorted].name)} follows "
+            f"{shown(entries[unsorted - 1].name)}. aprender refuses the file; realizar reads it",
             tensor=entries[unsorted].name,
             offset=entries[unsorted].position,
             reference="#194, realizar#44, BUG-APR-044",
@@ -143,9 +139,8 @@ def check_index(container: AprContainer) -> None:
             log.add(
                 "apr-duplicate-name",
                 "error",
-                "the name occurs twice in the index; the last entry counts, as in realizar. aprender's binary "
-                "search finds "
-                "either",
+                "the name occurs twice in the index; the last entry counts, as in realizar. aprender accepts the "
+                "file, and may find either",
                 tensor=entry.name,
                 offset=entry.position,
             )
@@ -184,9 +179,8 @@ def _check_offsets(container: AprContainer) -> None:
         log.add(
             "apr-data-unaligned",
             "warning",
-            f"the data begin at {header.data_offset}, no multiple of {ALIGNMENT}, as realizar's to_apr_bytes "
-            "writes it. All "
-            "readers accept it",
+            f"the data begin at {header.data_offset}, no multiple of {ALIGNMENT}, as realizar's to_apr_bytes writes "
+            "it. All readers accept it",
             offset=32,
             reference="F-APR-FORMAT-002",
         )
@@ -195,8 +189,8 @@ def _check_offsets(container: AprContainer) -> None:
         log.add(
             "apr-tensor-unaligned",
             "info",
-            f"{len(unaligned)} tensors do not begin at a multiple of {ALIGNMENT}: {listing(unaligned)}. All "
-            "readers accept it",
+            f"{len(unaligned)} tensors do not begin at a multiple of {ALIGNMENT}: {listing(unaligned)}. All readers "
+            "accept it",
             reference="F-APR-FORMAT-002",
         )
     by_offset = sorted((entry for entry in container.entries if entry.size), key=lambda entry: entry.offset)
@@ -204,9 +198,8 @@ def _check_offsets(container: AprContainer) -> None:
         log.add(
             "apr-offsets-not-monotonic",
             "info",
-            "tensors lie in another order than the index, as aprender's streaming writer leaves them. All readers "
-            "use the "
-            "offsets",
+            "tensors lie in another order than the index, as aprender's streaming writer leaves them. All readers use "
+            "the offsets",
             reference="apr-format.md 1.2",
         )
     overlaps = [b.name for a, b in pairwise(by_offset) if a.offset + a.size > b.offset]
@@ -214,9 +207,8 @@ def _check_offsets(container: AprContainer) -> None:
         log.add(
             "apr-tensors-overlap",
             "error",
-            f"{len(overlaps)} tensors begin inside the one before them: {listing(overlaps)}. No writer shares "
-            "bytes between "
-            "tensors; offsets or sizes are wrong",
+            f"{len(overlaps)} tensors begin inside the one before them: {listing(overlaps)}. No writer shares bytes "
+            "between tensors; offsets or sizes are wrong",
             tensor=overlaps[0],
         )
 

@@ -167,8 +167,8 @@ def _by_size_alone(entry: IndexEntry, shape: tuple[int, ...], meaning: DtypeByte
     expected = ", ".join(f"{byte_size(name, shape)} as {name}" for name in meaning.candidates if name in FORMATS)
     found = f"{_names([match.block_type for match in matches])} would fit" if matches else "no known block type fits"
     raise CheckpointError(
-        f"dtype byte {entry.dtype} with shape {list(shape)} takes {expected or 'an unknown number'} bytes, "
-        f"the index says {entry.size}; {found}",
+        f"dtype byte {entry.dtype} with shape {list(shape)} takes {expected or 'an unknown number'} bytes, the index "
+        f"says {entry.size}; {found}",
         file=file,
         tensor=entry.name,
         offset=entry.position,
@@ -183,8 +183,7 @@ def _report_rows(entry: IndexEntry, shape: tuple[int, ...], encoding: Encoding, 
             "apr-rows-padded",
             "warning",
             f"{name} rows of {columns} elements are each padded to whole blocks of {_ROW_PADDED_BLOCK}. realizar's "
-            "matrix "
-            "kernels and AprTransformer read them so; aprender and AprV2Model run through the padding and get "
+            "matrix kernels and AprTransformer read them so; aprender and AprV2Model run through the padding and get "
             "wrong values",
             tensor=entry.name,
             offset=entry.position,
@@ -195,9 +194,8 @@ def _report_rows(entry: IndexEntry, shape: tuple[int, ...], encoding: Encoding, 
             "apr-rows-flat",
             "error",
             f"{name} blocks run across rows of {columns} elements, which are no multiple of {_ROW_PADDED_BLOCK}. "
-            "aprender and "
-            "AprV2Model read them so; realizar's matrix kernels and AprTransformer expect padded rows and get "
-            "wrong values",
+            "aprender and AprV2Model read them so; realizar's matrix kernels and AprTransformer expect padded rows "
+            "and get wrong values",
             tensor=entry.name,
             offset=entry.position,
             reference="#202, GH-202, GH-370",

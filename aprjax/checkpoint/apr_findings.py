@@ -33,7 +33,12 @@ class FindingLog:
         return tuple(self._findings)
 
 
-def listing(names: list[str], *, shown: int = 3) -> str:
+def shown(text: str, *, length: int = 80) -> str:
+    """Text from a file as a message may hold it: quoted, without control characters, and not long."""
+    return repr(text if len(text) <= length else f"{text[:length]}…")
+
+
+def listing(names: list[str], *, count: int = 3) -> str:
     """The first few names and how many more there are, for messages that concern many tensors or keys."""
-    text = ", ".join(names[:shown])
-    return f"{text} and {len(names) - shown} more" if len(names) > shown else text
+    text = ", ".join(shown(name) for name in names[:count])
+    return f"{text} and {len(names) - count} more" if len(names) > count else text

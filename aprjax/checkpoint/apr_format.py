@@ -216,8 +216,8 @@ def parse_index(index: bytes | memoryview, count: int, position: int) -> Iterato
     fix = "the index is damaged or was written by another container version; re-convert the model"
     if count * ENTRY_MINIMUM > len(index):
         raise CheckpointError(
-            f"the header announces {count} tensors, which take at least {count * ENTRY_MINIMUM} bytes of index; "
-            f"there are {len(index)}",
+            f"the header announces {count} tensors, which take at least {count * ENTRY_MINIMUM} bytes of index; there "
+            f"are {len(index)}",
             offset=position,
             fix=fix,
         )

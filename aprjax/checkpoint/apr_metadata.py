@@ -59,8 +59,8 @@ OBJECT_KEYS = ("sharding", "special_tokens")
 ALWAYS_WRITTEN = ("license", "data_source", "data_license")
 
 _POISON = (
-    "aprender reads the file; realizar's typed parse fails and it loses all metadata (no tokenizer, "
-    "'C-01 missing architecture')"
+    "aprender reads the file; realizar's typed parse fails and it loses all metadata (no tokenizer, 'C-01 missing "
+    "architecture')"
 )
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _FIX = "the metadata section is damaged; re-convert the model"
@@ -91,8 +91,7 @@ def parse_metadata(raw: bytes, offset: int, log: FindingLog) -> dict[str, Any]:
             "apr-metadata-padding",
             "warning",
             f"the metadata size counts {len(raw) - len(stripped)} bytes of zero padding. JSON parsers refuse them: "
-            "aprender "
-            "refuses the file, realizar goes on without metadata",
+            "aprender refuses the file, realizar goes on without metadata",
             offset=offset + len(stripped),
         )
     duplicates: list[str] = []
@@ -142,9 +141,8 @@ def parse_metadata(raw: bytes, offset: int, log: FindingLog) -> dict[str, Any]:
         log.add(
             "apr-metadata-not-finite",
             "error",
-            f"the metadata hold {listing(constants)}, which is not JSON: aprender refuses the file, realizar goes "
-            "on without "
-            "any metadata",
+            f"the metadata hold {listing(constants)}, which is not JSON: aprender refuses the file, realizar goes on "
+            "without any metadata",
             offset=offset,
         )
     return metadata
@@ -194,8 +192,7 @@ def read_fields(metadata: Mapping[str, Any], offset: int, log: FindingLog) -> di
                 "apr-metadata-side-spelling",
                 "warning",
                 f"{canonical} is spelled {fields[canonical].spelling!r}, as only realizar's side formats do; other "
-                "readers "
-                "take their default",
+                "readers take their default",
                 offset=offset,
                 reference="apr-format.md 1.7",
             )
@@ -257,9 +254,8 @@ def _report_poison(
         log.add(
             "apr-metadata-null-shadows",
             "error",
-            f"one spelling of {canonical} is null: {shown}. AprTransformer takes the first spelling that it looks "
-            "up, null "
-            "or not, and then computes with its own default",
+            f"one spelling of {canonical} is null: {shown}. AprTransformer takes the first spelling that it looks up, "
+            "null or not, and then computes with its own default",
             offset=offset,
             reference="#2254, GH-478",
         )
@@ -312,9 +308,8 @@ def _report_type(key: str, value: Any, wanted: str, offset: int, log: FindingLog
     log.add(
         "apr-metadata-type",
         "error",
-        f"{key} must be {wanted}, found {json.dumps(value)[:60]}: aprender may refuse the file, realizar's typed "
-        "parse fails "
-        "and it loses all metadata",
+        f"{key} must be {wanted}, found {json.dumps(value)[:60]}: aprender may refuse the file, realizar's typed parse "
+        "fails and it loses all metadata",
         offset=offset,
         reference="#2254",
     )

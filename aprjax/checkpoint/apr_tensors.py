@@ -11,7 +11,7 @@ import numpy as np
 from aprjax.blocks import byte_size
 from aprjax.checkpoint.apr_container import AprContainer
 from aprjax.checkpoint.apr_dtypes import resolve
-from aprjax.checkpoint.apr_findings import listing
+from aprjax.checkpoint.apr_findings import listing, shown
 from aprjax.checkpoint.apr_format import IndexEntry
 from aprjax.checkpoint.names import gguf_to_hf, is_gguf_name
 from aprjax.checkpoint.types import CheckpointError, EncodedTensor, ModelConfig, canonical_tensor_shapes
@@ -65,9 +65,8 @@ def name_entries(container: AprContainer) -> dict[str, NamedEntry]:
             log.add(
                 "apr-two-spellings",
                 "error",
-                f"{previous.entry.name!r} and {entry.name!r} are the same tensor; {kept.entry.name!r} counts, as "
-                "in realizar, "
-                "which looks for the Hugging Face name first",
+                f"{shown(previous.entry.name)} and {shown(entry.name)} are the same tensor; {shown(kept.entry.name)} "
+                "counts, as in realizar, which looks for the Hugging Face name first",
                 tensor=name,
                 offset=entry.position,
             )
@@ -78,17 +77,16 @@ def name_entries(container: AprContainer) -> dict[str, NamedEntry]:
         log.add(
             "apr-gguf-names",
             "info",
-            f"{len(gguf)} tensors have GGUF names ({listing(gguf)}), as realizar's converter leaves them; its "
-            "loaders look for "
-            "both, aprender's `export` and `diff` do not",
+            f"{len(gguf)} tensors have GGUF names ({listing(gguf)}), as realizar's converter leaves them; its loaders "
+            "look for both, aprender's `export` and `diff` do not",
             reference="apr-format.md 4.1",
         )
     if bare:
         log.add(
             "apr-bare-names",
             "warning",
-            f"{len(bare)} tensors lack the prefix 'model.' or their module ({listing(bare)}); current loaders do "
-            "not find them",
+            f"{len(bare)} tensors lack the prefix 'model.' or their module ({listing(bare)}); current loaders do not "
+            "find them",
             reference="GH-190, PMAT-205, PMAT-222",
         )
     return named
@@ -127,10 +125,9 @@ def encode_tensors(
         container.log.add(
             "apr-shapes-reversed",
             "error",
-            f"{len(reversed_names)} matrices have their shape in GGUF's order [in, out] "
-            f"({listing(reversed_names)}), as `apr "
-            "convert` passes GGUF shapes through; aprjax turns them. aprender computes with the shape as it stands, "
-            "realizar infers a wrong head_dim from a reversed q_proj",
+            f"{len(reversed_names)} matrices have their shape in GGUF's order [in, out] ({listing(reversed_names)}), "
+            "as `apr convert` passes GGUF shapes through; aprjax turns them. aprender computes with the shape as it "
+            "stands, realizar infers a wrong head_dim from a reversed q_proj",
             tensor=reversed_names[0],
             reference="GH-187, GH-208, #351, BUG-IMPORT-001, GH-278, GH-479",
         )
@@ -193,8 +190,8 @@ def _split(
     whole_rows = byte_size(tensor.block_type, (1, *columns), row_padded=tensor.row_padded) * tensor.shape[0]
     if len(pieces) < 3 or rest or whole_rows != tensor.nbytes:
         raise CheckpointError(
-            f"q, k and v are fused in one {tensor.block_type} tensor whose blocks run across its rows, so it "
-            "cannot be split",
+            f"q, k and v are fused in one {tensor.block_type} tensor whose blocks run across its rows, so it cannot be "
+            "split",
             file=container.path,
             tensor=tensor.stored_name,
             offset=tensor.offset,
@@ -203,8 +200,8 @@ def _split(
     container.log.add(
         "apr-qkv-fused",
         "warning",
-        "q, k and v are fused in one tensor; aprjax splits its rows. AprTransformer reads it, realizar's "
-        "`from_apr` does not",
+        "q, k and v are fused in one tensor; aprjax splits its rows. AprTransformer reads it, realizar's `from_apr` "
+        "does not",
         tensor=tensor.name,
         offset=tensor.offset,
         reference="apr-format.md 4.1",

@@ -27,9 +27,8 @@ def read_vocabulary(metadata: Mapping[str, Any], offset: int, log: FindingLog) -
         log.add(
             "apr-vocabulary-absent",
             "error",
-            "tokenizer.vocabulary is absent. realizar needs it and looks at no file beside the .apr; `apr run` "
-            "cannot encode "
-            "a prompt",
+            "tokenizer.vocabulary is absent. realizar needs it and looks at no file beside the .apr; `apr run` cannot "
+            "encode a prompt",
             offset=offset,
             reference=_NO_TOKENIZER,
         )
@@ -55,8 +54,8 @@ def read_vocabulary(metadata: Mapping[str, Any], offset: int, log: FindingLog) -
         log.add(
             "apr-chatml-tokens-absent",
             "warning",
-            f"no token {CHATML_START!r} in the vocabulary: realizar splits it into pieces, and so does every "
-            "ChatML prompt",
+            f"no token {CHATML_START!r} in the vocabulary: realizar splits it into pieces, and so does every ChatML "
+            "prompt",
             offset=offset,
             reference="GH-189, GH-320",
         )
@@ -99,9 +98,8 @@ def read_chat_template(metadata: Mapping[str, Any], offset: int, log: FindingLog
         log.add(
             "apr-chat-templates-differ",
             "warning",
-            "chat_template and tokenizer.chat_template differ; aprjax takes the former. realizar renders neither, "
-            "but a built-in "
-            "template chosen by architecture",
+            "chat_template and tokenizer.chat_template differ; aprjax takes the former. realizar renders neither, but "
+            "a built-in template chosen by architecture",
             offset=offset,
             reference="#3672, #3743, #3848, #1658, #638",
         )

@@ -124,8 +124,8 @@ def tensor_findings(tensor: EncodedTensor) -> Iterator[Finding]:
         yield Finding(
             "values-not-finite",
             "error",
-            f"{statistics.not_finite} of {statistics.elements} values are NaN or infinite, the first at {place}; "
-            "`apr validate` and realizar refuse the file",
+            f"{statistics.not_finite} of {statistics.elements} values are NaN or infinite, the first at {place}; `apr "
+            "validate` and realizar refuse the file",
             tensor=name,
             offset=tensor.offset,
             reference="F-DATA-QUALITY-002, F-ROSETTA-FP-001, PMAT-187",
@@ -212,8 +212,8 @@ def _shape_of_distribution(tensor: EncodedTensor, statistics: TensorStatistics) 
         yield Finding(
             "values-constant",
             "error",
-            f"all values lie between {statistics.smallest:g} and {statistics.largest:g}; `apr validate` refuses "
-            "the file",
+            f"all values lie between {statistics.smallest:g} and {statistics.largest:g}; `apr validate` refuses the "
+            "file",
             tensor=name,
             offset=tensor.offset,
             reference="F-DATA-QUALITY-003",

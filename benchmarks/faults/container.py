@@ -11,7 +11,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,19 @@ class PlantError(Exception):
 
 
 @dataclass(frozen=True)
+class Computed:
+    """Bytes that are made when they are written, so that edited tensors are never in memory all at once."""
+
+    size: int
+    make: Callable[[], Any]
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@dataclass(frozen=True)
 class Tensor:
-    """A tensor as stored; `pieces` are its bytes, in order."""
+    """A tensor as stored; `pieces` are its bytes, in order: buffers or `Computed`."""
 
     name: str
     dtype: int
@@ -59,7 +70,7 @@ class Tensor:
 
     def whole(self) -> bytes:
         """All bytes, copied."""
-        return b"".join(self.pieces)
+        return b"".join(_made(piece) for piece in self.pieces)
 
     def with_bytes(self, *pieces: Any) -> Tensor:
         """The same tensor with other bytes."""
@@ -179,6 +190,10 @@ def gguf_name(name: str) -> str:
     return name
 
 
+def _made(piece: Any) -> Any:
+    return piece.make() if isinstance(piece, Computed) else piece
+
+
 def _skip(text: str, cursor: int, characters: str) -> int:
     while text[cursor] in characters:
         cursor += 1
@@ -194,7 +209,7 @@ def _padded(data: bytes) -> bytes:
 
 
 def _copy(stream: Any, pieces: Iterable[Any], crc: int) -> int:
-    for piece in pieces:
+    for piece in map(_made, pieces):
         for start in range(0, len(piece), _CHUNK):
             part = piece[start : start + _CHUNK]
             stream.write(part)

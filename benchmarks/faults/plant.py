@@ -15,13 +15,14 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from container import GGUF_GLOBALS, AprFile, PlantError, Tensor
+from container import GGUF_GLOBALS, AprFile, Computed, PlantError, Tensor
 
 # Where a tensor is used: the design's stage names.
 STAGES = {
@@ -156,17 +157,21 @@ def drop_scale_bits(file: AprFile, request: Request) -> Planted:
         tensor = file.tensor(name)
         if tensor.type_name != "Q4_K" and not request.tensor:
             continue
-        blocks = q4_k_blocks(tensor, name)
-        if not (blocks[:, 4:12] & 0xC0).any():
+        if not (q4_k_blocks(tensor, name)[:, 4:12] & 0xC0).any():
             continue
-        # kernels.md 1: bytes 4..11 of the block hold scales and mins 0..3 in six bits, and the high bits of 4..7.
-        blocks[:, 4:12] &= 0x3F
-        file.put(tensor.with_bytes(blocks.tobytes()))
+        file.put(tensor.with_bytes(Computed(tensor.size, partial(without_high_bits, tensor, name))))
         changed.append(name)
     if not changed:
         raise PlantError("the file has no Q4_K tensor with such bits")
     layer, stage = site_of(changed[0])
     return Planted(f"scale bits dropped in {len(changed)} tensors", tuple(changed), layer=layer, stage=stage)
+
+
+def without_high_bits(tensor: Tensor, name: str) -> bytes:
+    """Bytes 4..11 of a block hold scales and mins 0..3 in six bits, above them the high bits of 4..7 (kernels.md)."""
+    blocks = q4_k_blocks(tensor, name)
+    blocks[:, 4:12] &= 0x3F
+    return blocks.tobytes()
 
 
 def shift_head(file: AprFile, request: Request) -> Planted:

@@ -55,12 +55,8 @@ class Draft:
     switches: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path, **switches: Any) -> Path:
-        entries = [
-            RawEntry(name, part.dtype, part.shape, len(part.data), lambda part=part: (part.data,), part.offset)
-            for name, part in self.tensors.items()
-        ]
         with path.open("wb") as stream:
-            write_container(stream, metadata=self.metadata, entries=entries, **self.switches | switches)
+            write_container(stream, metadata=self.metadata, entries=entries_of(self), **self.switches | switches)
         return path
 
     def read(self, path: Path, **switches: Any) -> Checkpoint:
@@ -68,6 +64,14 @@ class Draft:
 
     def rename(self, rename: Callable[[str], str]) -> None:
         self.tensors = {rename(name): part for name, part in self.tensors.items()}
+
+
+def entries_of(parts: Draft) -> list[RawEntry]:
+    """The draft's tensors as the writer takes them."""
+    return [
+        RawEntry(name, part.dtype, part.shape, len(part.data), lambda part=part: (part.data,), part.offset)
+        for name, part in parts.tensors.items()
+    ]
 
 
 def f32(values: np.ndarray) -> bytes:

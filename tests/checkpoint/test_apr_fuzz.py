@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import struct
 import time
@@ -12,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from apr_drafts import draft
+from apr_drafts import draft, entries_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aprjax.checkpoint.apr_container import read_container
+from aprjax.checkpoint.apr_metadata import ALIASES
 from aprjax.checkpoint.apr_reader import read_apr
+from aprjax.checkpoint.apr_writer import write_container
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 
 # Damaged files in all, over the kinds of damage: in `make test`, and in the long suite.
@@ -133,6 +136,32 @@ DAMAGE: dict[str, st.SearchStrategy[Damage]] = {
 }
 
 
+KEYS = st.sampled_from(
+    [key for canonical, aliases in ALIASES.items() for key in (canonical, *aliases)]
+    + [key for key in draft().metadata if key not in ALIASES]
+    + [
+        "eps",
+        "format",
+        "quantization",
+        "tied_embeddings",
+        "tokenizer.chat_template",
+        "tokenizer.token_type",
+        "model_type",
+    ]
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 300)
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["2", "qwen2", "nan", "1e400", "<|im_start|>", "a b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
 def run_many(folder: Path, kind: str, cases: int) -> None:
     @settings(
         max_examples=max(1, cases // len(DAMAGE)), deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -142,6 +171,17 @@ def run_many(folder: Path, kind: str, cases: int) -> None:
         survives(folder, damage(sound(folder), front(folder)))
 
     run()
+
+
+@settings(max_examples=max(1, CASES // 2), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.dictionaries(KEYS, VALUES, min_size=1, max_size=4), drop=st.sets(KEYS, max_size=3))
+def test_metadata_of_any_kind(folder: Path, changes: dict[str, object], drop: set[str]) -> None:
+    changed = draft()
+    metadata = {key: value for key, value in changed.metadata.items() if key not in drop} | changes
+    path = folder / "metadata.apr"
+    with path.open("wb") as stream:
+        write_container(stream, metadata=json.dumps(metadata).encode(), entries=entries_of(changed))
+    survives(folder, path.read_bytes())
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
