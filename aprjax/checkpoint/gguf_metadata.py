@@ -18,7 +18,7 @@ from typing import Any
 
 from aprjax.checkpoint.config_rules import DEFAULT_ROPE_THETA
 from aprjax.checkpoint.gguf_format import ARRAY, DEFAULT_ALIGNMENT, TYPE_NUMBERS, GgufMetadata
-from aprjax.checkpoint.gguf_reader import CHAT_TEMPLATE_KEY, CONFIG_KEYS, VOCABULARY_KEYS
+from aprjax.checkpoint.gguf_reader import ARCHITECTURE_KEY, CHAT_TEMPLATE_KEY, CONFIG_KEYS, VOCABULARY_KEYS
 from aprjax.checkpoint.types import Checkpoint, ModelConfig, Vocabulary
 
 # The key under which containers keep the record: in `source_metadata` of an APR file, in
@@ -141,7 +141,7 @@ def build_metadata(
     arch = config.architecture
     values: dict[str, tuple[str, Any]] = {}
     if record is None:
-        values["general.architecture"] = ("STRING", arch)
+        values[ARCHITECTURE_KEY] = ("STRING", arch)
         values["general.type"] = ("STRING", "model")
         if name:
             values["general.name"] = ("STRING", name)
@@ -167,8 +167,8 @@ def build_metadata(
     if record is None or list(record.tensors) != list(block_types):
         spelled, old = values.get("general.file_type", ("UINT32", None))
         values["general.file_type"] = (spelled, _file_type(block_types, record, old))
-    if any(block_type not in ("F32", "F16", "BF16") for _, block_type in block_types):
-        values.setdefault("general.quantization_version", ("UINT32", _QUANTIZATION_VERSION))
+        if any(block_type not in ("F32", "F16", "BF16") for _, block_type in block_types):
+            values.setdefault("general.quantization_version", ("UINT32", _QUANTIZATION_VERSION))
     alignment = record.alignment if record else DEFAULT_ALIGNMENT
     return GgufMetadata(
         {key: value for key, (_, value) in values.items()},
@@ -181,7 +181,7 @@ def _model_values(
     config: ModelConfig, vocabulary: Vocabulary | None, chat_template: str | None
 ) -> Mapping[str, tuple[str, Any, bool]]:
     """Type, value, and whether the key is left out unless the source had it, for all that the model determines."""
-    values: dict[str, tuple[str, Any, bool]] = {}
+    values: dict[str, tuple[str, Any, bool]] = {ARCHITECTURE_KEY: ("STRING", config.architecture, False)}
     for field, key in CONFIG_KEYS.items():
         optional = field in _OPTIONAL_CONFIG
         if field == "head_dim" and config.head_dim * config.num_heads != config.hidden_size:
@@ -202,6 +202,7 @@ def _model_values(
 
 def _determined_keys(architecture: str) -> set[str]:
     return {
+        ARCHITECTURE_KEY,
         *(f"{architecture}.{key}" for key in CONFIG_KEYS.values()),
         *(f"tokenizer.ggml.{key}" for key in VOCABULARY_KEYS.values()),
         CHAT_TEMPLATE_KEY,

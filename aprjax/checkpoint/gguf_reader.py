@@ -47,6 +47,7 @@ VOCABULARY_KEYS = {
     "model": "model",
 }
 CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
+ARCHITECTURE_KEY = "general.architecture"
 
 
 class UnsupportedArchitecture(CheckpointError):
@@ -84,12 +85,12 @@ def read_gguf(path: str | Path) -> Checkpoint:
     gguf = read_gguf_file(path)
     metadata = gguf.header.metadata
     first = gguf.parts[0]
-    architecture = metadata.get("general.architecture")
+    architecture = metadata.get(ARCHITECTURE_KEY)
     if architecture not in ARCHITECTURES:
         raise UnsupportedArchitecture(
-            f"expected general.architecture to be one of {', '.join(ARCHITECTURES)}, found {str(architecture)[:80]!r}",
+            f"expected {ARCHITECTURE_KEY} to be one of {', '.join(ARCHITECTURES)}, found {str(architecture)[:80]!r}",
             file=first,
-            offset=metadata.offsets.get("general.architecture", 0),
+            offset=metadata.offsets.get(ARCHITECTURE_KEY, 0),
             fix="give a Qwen2 model; `inspect` lists the tensors of any GGUF file",
         )
     vocabulary = _vocabulary(first, metadata)

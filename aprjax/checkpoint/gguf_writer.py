@@ -81,19 +81,27 @@ def _pack_entry(path: Path, key: str, spelled: str, value: Any) -> Iterator[byte
         if spelled.startswith(ARRAY):
             element = spelled[len(ARRAY) + 1 : -1]
             yield struct.pack("<IIQ", TYPE_NUMBERS[ARRAY], TYPE_NUMBERS[element], len(value))
-            if element == STRING:
-                yield b"".join(map(_pack_string, value))
-            else:
-                yield np.array(value, SCALAR_DTYPES[element]).tobytes()
+            yield _pack_values(element, value)
         else:
             yield struct.pack("<I", TYPE_NUMBERS[spelled])
-            yield _pack_string(value) if spelled == STRING else np.array(value, SCALAR_DTYPES[spelled]).tobytes()
-    except (KeyError, OverflowError, TypeError, ValueError, AttributeError) as error:
+            yield _pack_values(spelled, (value,))
+    except (KeyError, OverflowError, TypeError, ValueError, AttributeError, FloatingPointError) as error:
         raise CheckpointError(
             f"metadata key {key!r}: {str(value)[:60]!r} cannot be written as {spelled} ({error})",
             file=path,
             fix="correct the value in the source file",
         ) from error
+
+
+def _pack_values(type_name: str, values: Sequence[Any]) -> bytes:
+    if type_name == STRING:
+        return b"".join(map(_pack_string, values))
+    # NumPy would turn 1.5 into the integer 1 and a text into a number.
+    kinds = {"B": (bool,), "F": (float, int)}.get(type_name[0], (int,))
+    if not {type(value) for value in values} <= set(kinds):
+        raise TypeError(f"expected {kinds[0].__name__}")
+    with np.errstate(over="raise"):
+        return np.array(values, SCALAR_DTYPES[type_name]).tobytes()
 
 
 def _pack_tensor_info(path: Path, tensor: PlannedTensor, offset: int) -> bytes:
