@@ -142,8 +142,8 @@ def _check_vector_types(tensors: Mapping[str, EncodedTensor], log: FindingLog) -
         log.add(
             "apr-bias-not-float",
             "error",
-            f"{len(biases)} biases are {' and '.join(kinds)} ({listing(biases)}). realizar reads F32 and F16 biases and "
-            "takes the bytes of any other type as F32",
+            f"{len(biases)} biases are {' and '.join(kinds)} ({listing(biases)}). realizar reads F32 and F16 biases "
+            "and takes the bytes of any other type as F32",
             tensor=biases[0],
             reference="apr-format.md 4.3",
         )
