@@ -49,7 +49,7 @@ def dequantize(name: str | int, data: np.ndarray, shape: tuple[int, ...], *, row
     if blocks.tensor_scale:
         padded *= data[:4].view("<f4")[0]
     if row_padded and shape and shape[-1] % blocks.block_size:
-        rows = padded.reshape(math.prod(shape[:-1]), -1)
+        rows = padded.reshape(math.prod(shape[:-1]), -(-shape[-1] // blocks.block_size) * blocks.block_size)
         return np.ascontiguousarray(rows[:, : shape[-1]]).reshape(shape)
     return padded.reshape(-1)[:count].reshape(shape)
 

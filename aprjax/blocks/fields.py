@@ -64,7 +64,9 @@ def reinterpret(data: Any, dtype: Any) -> Any:
 
     if dtype.itemsize == data.dtype.itemsize:
         return jax.lax.bitcast_convert_type(data, dtype)
-    return jax.lax.bitcast_convert_type(data.reshape(*data.shape[:-1], data.shape[-1] // dtype.itemsize, dtype.itemsize), dtype)
+    return jax.lax.bitcast_convert_type(
+        data.reshape(*data.shape[:-1], data.shape[-1] // dtype.itemsize, dtype.itemsize), dtype
+    )
 
 
 def half(data: Any) -> Any:
