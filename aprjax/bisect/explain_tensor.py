@@ -53,12 +53,13 @@ def _cause(ours: EncodedTensor, theirs: EncodedTensor, ref: Checkpoint, rows: in
     twin = _under_another_name(ours, theirs, ref)
     if twin is not None:
         return f"the model holds the reference's {twin} under this name"
-    rearranged = _rearranged(ours, theirs) if rows > 1 else None
-    if rearranged is not None:
-        return f"the model's values are the reference's, {rearranged}"
+    # Before anything that decodes: rows that moved take their scales along, so that one field alone tells enough.
     fields = _fields(ours, theirs)
     if fields is not None:
         return fields
+    rearranged = _rearranged(ours, theirs) if rows > 1 else None
+    if rearranged is not None:
+        return f"the model's values are the reference's, {rearranged}"
     scale = _scale(a, b)
     if scale is not None:
         return f"the model's values are the reference's times {scale:.6g}"

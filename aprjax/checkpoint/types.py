@@ -152,7 +152,8 @@ class EncodedTensor:
         """
         blocks = block_format(self.block_type)
         rows = self.shape[0] if len(self.shape) > 1 else 1
-        if rows == 0 or self.data.size % (rows * blocks.block_bytes):
+        width = self.size // rows if rows else 0
+        if rows == 0 or blocks.tensor_scale or (not self.row_padded and width % blocks.block_size):
             raise CheckpointError(
                 f"{self.block_type} of shape {list(self.shape)} has no whole blocks per row",
                 file=self.file,

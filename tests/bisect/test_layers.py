@@ -103,18 +103,19 @@ def test_a_changed_tensor_is_found_at_its_stage(folder: Path, reference: Checkpo
     assert any(f.id == "tensor-differs" and f.tensor == name for f in report.findings)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("rope_theta", 1e4, (0, Stage.Q_POST_ROPE)),
-        ("rope_pairing", "norm", (0, Stage.Q_POST_ROPE)),
-        ("rms_norm_eps", 1e-5, (0, Stage.ATTN_NORM)),
-    ],
-)
+CONSTANT_FAULTS = {
+    "rope_theta": (1e4, (0, Stage.Q_POST_ROPE)),
+    "rope_pairing": ("norm", (0, Stage.Q_POST_ROPE)),
+    "rms_norm_eps": (1e-5, (0, Stage.ATTN_NORM)),
+}
+
+
+@pytest.mark.parametrize("key", CONSTANT_FAULTS)
 @pytest.mark.parametrize("arithmetic", ["float32", "llama.cpp"])
 def test_a_changed_constant_is_found_at_its_stage(
-    folder: Path, reference: Checkpoint, key: str, value: object, expected: tuple[int, Stage], arithmetic: str
+    folder: Path, reference: Checkpoint, key: str, arithmetic: str
 ) -> None:
+    value, expected = CONSTANT_FAULTS[key]
     config = replace(CONFIG, **{key: value})
     model = write_tiny(folder / "config.apr", replace(tiny_checkpoint(types=TYPES), config=config))
     report = compare(model, reference, arithmetics=(arithmetic, arithmetic))

@@ -18,9 +18,9 @@ from aprjax.qwen2.model import Qwen2, bucket, precision_scope
 TOKENS = [5, 17, 300, 5, 256, 41, 99, 3, 250, 12, 7]
 
 # float32 sums of up to 512 products: relative error of the order of 2^-24 times the square root of the
-# length, carried through three layers. The largest seen over the shapes below is 7e-7.
+# length, carried through three layers. The largest seen over the shapes below is 1.2e-6 (ffn_out of the last layer).
 FLOAT32 = 2e-6
-# The same in double precision (2^-53): the largest seen is 1e-15 for the table of cosines and sums.
+# The same in double precision (2^-53): the largest seen is 2.4e-15.
 FLOAT64 = 1e-13
 
 SHAPES = {
