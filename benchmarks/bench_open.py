@@ -21,7 +21,7 @@ BAR = 15.0
 
 OURS = """
 import resource, sys, time
-import aprjax
+import aprjax, aprjax.checkpoint.gguf_reader
 start = time.perf_counter()
 checkpoint = aprjax.open(sys.argv[1])
 tokens, merges = checkpoint.vocabulary.tokens, checkpoint.vocabulary.merges
