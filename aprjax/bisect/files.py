@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from aprjax.bisect.explain_tensor import explain_difference
+from aprjax.checkpoint.mapped_file import release_pages
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, EncodedTensor, Finding
 
 # Decoded at once: 2^22 float32 values of each side are 32 MiB.
@@ -145,7 +146,11 @@ def compare_files(
     identical = 0
     for index, name in enumerate(names):
         progress(index, len(names))
-        difference = _compare(_tensor(model, name), _tensor(ref, name), name, ref)
+        pair = _tensor(model, name), _tensor(ref, name)
+        difference = _compare(*pair, name, ref)
+        for tensor in pair:
+            if tensor is not None:
+                release_pages(tensor.data)
         if difference is None:
             identical += 1
         else:

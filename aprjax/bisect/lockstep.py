@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aprjax.checkpoint.mapped_file import release_pages
 from aprjax.checkpoint.types import Checkpoint, EncodedTensor
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
@@ -90,10 +92,15 @@ class WeightSource:
     def __call__(self, tensor: EncodedTensor) -> PackedWeight:
         """The matrix, laid out for computing."""
         if not self._same_bytes(tensor.name):
-            return pack(tensor)
+            return self._pack(tensor)
         if tensor.name not in self._packed:
-            self._packed[tensor.name] = pack(tensor)
+            self._packed[tensor.name] = self._pack(tensor)
         return self._packed[tensor.name]
+
+    def _pack(self, tensor: EncodedTensor) -> PackedWeight:
+        packed = jax.block_until_ready(pack(tensor))
+        release_pages(tensor.data)
+        return packed
 
     def clear(self) -> None:
         """Forgets what was packed: one layer at a time is in memory."""

@@ -44,3 +44,22 @@ def map_file(path: str | os.PathLike[str]) -> np.ndarray:
     finally:
         os.close(descriptor)
     return np.frombuffer(mapping, dtype=np.uint8)
+
+
+def release_pages(view: np.ndarray) -> None:
+    """Lets go of the physical memory behind a view of a mapped file; touching it again reads it again.
+
+    A process that has compared two files of a gigabyte would otherwise be counted as holding both. A view
+    of anything but a mapped file is left alone, and so is everything on a system without `madvise`.
+    """
+    owner = view
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base.obj if isinstance(owner.base, memoryview) else owner.base
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = view.ctypes.data - np.frombuffer(owner, dtype=np.uint8).ctypes.data
+    # Whole pages within the view only: the neighbours' bytes stay.
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (start + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        owner.madvise(mmap.MADV_DONTNEED, first, length)
