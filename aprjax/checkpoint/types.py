@@ -165,7 +165,7 @@ class EncodedTensor:
 
     def sha256(self) -> str:
         """SHA-256 of the encoded bytes."""
-        return hashlib.sha256(self.data).hexdigest()
+        return hashlib.sha256(self.data.data).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 from aprjax.checkpoint.fetch import cache_folder
@@ -23,9 +24,8 @@ def enable_compilation_cache() -> Path | None:
     if os.environ.get("APRJAX_COMPILATION_CACHE") == "off":
         return None
     import jax
-    import jaxlib
 
-    folder = cache_folder() / "xla" / f"jaxlib-{jaxlib.__version__}-{_processor()}"
+    folder = cache_folder() / "xla" / f"jaxlib-{version('jaxlib')}-{_processor()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_SECONDS)
     return folder
