@@ -22,7 +22,7 @@ table{border-collapse:collapse;font-size:.9rem;width:100%}
 th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto}img{max-width:100%;height:auto;background:#fff;border-radius:6px}
-code{font-size:.85em;overflow-wrap:anywhere}
+code{font-size:.85em;overflow-wrap:anywhere}td code{display:inline-block;min-width:10rem}
 """
 # Rows of the table of largest local differences.
 _ROWS = 12
@@ -46,7 +46,7 @@ def write_report(reports: list[LayersReport], document: dict[str, Any], folder: 
 
 def summary_html(report: LayersReport) -> str:
     """Verdict, cause and the largest local differences, as an HTML fragment (used by notebooks)."""
-    return f"<h2>{_heading(report)}</h2>{_next(report)}<p>{escape(report.reason)}</p>{_top_table(report)}"
+    return f"<h2>{_heading(report)}</h2><p>{escape(report.reason)}</p>{_next(report)}{_top_table(report)}"
 
 
 def _write(path: Path, text: str) -> None:

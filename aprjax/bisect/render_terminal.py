@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -37,10 +38,8 @@ def print_reports(reports: list[LayersReport], console: Console | None = None) -
 
 def _print_sides(console: Console, report: LayersReport) -> None:
     for name, side in report.sides.items():
-        file = escape(os.path.basename(side.path))
-        console.print(
-            f"{name:6} {file}  [dim]{side.format}, {side.arithmetic} arithmetic, sha256 {side.sha256[:12]}…[/]"
-        )
+        console.print(f"{name:6} {escape(os.path.basename(side.path))}", soft_wrap=True)
+        console.print(f"       [dim]{side.format}, {side.arithmetic} arithmetic, sha256 {side.sha256[:16]}…[/]")
 
 
 def _print_findings(console: Console, reports: list[LayersReport]) -> None:
@@ -64,12 +63,13 @@ def _print_findings(console: Console, reports: list[LayersReport]) -> None:
 def _print_layers(console: Console, report: LayersReport) -> None:
     if not report.layers:
         return
-    table = Table(title=f"{report.prompt.name}: model against ref, {_positions_text(report)}", title_justify="left")
+    console.print(f"{report.prompt.name}: model against ref, {_positions_text(report)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", justify="right")
-    table.add_column("swigl std\nratio", justify="right")
+    table.add_column("std ratio\nffn_swigl", justify="right")
     table.add_column("output\ncosine", justify="right")
     table.add_column("output\nrel L2", justify="right")
-    table.add_column("largest local\nrel L2", justify="right")
+    table.add_column("max local\nrel L2", justify="right")
     table.add_column("at stage")
     table.add_column("")
     first = report.first_divergence
@@ -98,6 +98,9 @@ def _add_row(table: Table, layer: LayerReport, label: str, report: LayersReport)
     stage, worst = max(layer.stages.items(), key=lambda item: item[1].local_rel_l2 or 0.0)
     first = report.first_divergence
     here = first is not None and first.layer == layer.layer and first.stage in layer.stages
+    if here and first is not None:
+        # In the guilty layer the first guilty stage is what matters, not the loudest.
+        stage, worst = first.stage, layer.stages[first.stage]
     local = worst.local_rel_l2
     table.add_row(
         label,
@@ -106,7 +109,7 @@ def _add_row(table: Table, layer: LayerReport, label: str, report: LayersReport)
         _small(output.rel_l2),
         _small(local),
         str(stage) if local else "",
-        f"← {first.stage}" if here and first is not None else "",
+        "← first" if here else "",
         style="bold red" if here else None,
     )
 

@@ -96,7 +96,7 @@ def test_words_fit_a_terminal_of_80_columns_and_say_the_same(
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "DIVERGENCE at layer 2, ffn_gate" in text
     assert "times 1.2" in text
-    assert "← ffn_gate" in text
+    assert "ffn_gate   ← first" in text
     assert "\x1b" not in text
 
 
