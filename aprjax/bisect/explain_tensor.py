@@ -77,13 +77,22 @@ def _sample(tensor: EncodedTensor) -> np.ndarray:
 
 
 def _under_another_name(ours: EncodedTensor, theirs: EncodedTensor, ref: Checkpoint) -> str | None:
-    """The reference's tensor that holds exactly the model's bytes, if it is not the same-named one."""
-    head = bytes(ours.data[:64])
+    """The reference's tensor that holds exactly the model's bytes or values, if it is not the same-named one."""
+    first = _first_row(ours)
     for name, other in ref.tensors.items():
-        candidate = other.block_type == ours.block_type and other.nbytes == ours.nbytes and name != theirs.name
-        if candidate and bytes(other.data[:64]) == head and np.array_equal(other.data, ours.data):
+        if name == theirs.name or other.shape != ours.shape:
+            continue
+        if other.block_type == ours.block_type:
+            if bytes(other.data[:64]) == bytes(ours.data[:64]) and np.array_equal(other.data, ours.data):
+                return name
+        elif np.array_equal(_first_row(other), first) and np.array_equal(_sample(other), _sample(ours)):
             return name
     return None
+
+
+def _first_row(tensor: EncodedTensor) -> np.ndarray:
+    whole = len(tensor.shape) < 2 or block_format(tensor.block_type).flat
+    return tensor.decode() if whole else tensor.decode_rows(slice(0, 1))
 
 
 def _rearranged(ours: EncodedTensor, theirs: EncodedTensor) -> str | None:

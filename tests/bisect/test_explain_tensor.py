@@ -98,6 +98,11 @@ def test_another_tensor_under_this_name_is_recognised(reference: Checkpoint) -> 
     assert f"the model holds the reference's {UP}" in explained(reference, replace(reference, tensors=swapped), GATE)
 
 
+def test_another_tensor_is_recognised_in_another_block_type_too(reference: Checkpoint) -> None:
+    model = with_tensor(reference, GATE, reference.tensors[UP].decode(), "F32")
+    assert f"the model holds the reference's {UP}" in explained(reference, model, GATE)
+
+
 def test_fields_of_the_blocks_are_told_apart(reference: Checkpoint) -> None:
     def cleared(blocks: np.ndarray) -> None:
         blocks[:, 4:16] &= 0x3F
