@@ -1,6 +1,8 @@
 # Everything a clean clone needs: python3 (3.11 or newer) with its venv module, make, and for `peers` a C++ compiler.
 # Every target sets up what it stands on.
 
+MAKEFLAGS += --no-print-directory
+
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,15 @@ class Run:
     peak_bytes: int
 
 
+# A process of its own between this one and the measured one: Linux counts the memory of the process that
+# forks as the child's, and this one has held whole models.
+MEASURE = """
+import json, resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+print("\\n\\0" + json.dumps([code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+"""
+
+
 @pytest.fixture(scope="module")
 def gguf(model_path: Callable[[str], Path]) -> Path:
     return model_path("qwen2.5-coder-1.5b")
@@ -47,6 +55,7 @@ def layers(gguf: Path, tmp_path: Path) -> Callable[..., Run]:
 
     def run(model: Path, *options: str) -> Run:
         out = tmp_path / "layers.json"
+        out.unlink(missing_ok=True)
         command = [
             sys.executable,
             "-m",
@@ -59,15 +68,14 @@ def layers(gguf: Path, tmp_path: Path) -> Callable[..., Run]:
             "--json",
             str(out),
         ]
-        with (tmp_path / "words").open("w+") as words, (tmp_path / "errors").open("w+") as errors:
-            process = subprocess.Popen([*command, *options], stdout=words, stderr=errors)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            words.seek(0), errors.seek(0)
-            complaints = errors.read()
-            assert "Traceback" not in complaints, complaints
-            document = json.loads(out.read_text()) if out.exists() else {}
-            return Run(process.returncode, document, words.read() + complaints, usage.ru_maxrss * 1024)
+        outcome = subprocess.run(
+            [sys.executable, "-S", "-c", MEASURE, *command, *options], capture_output=True, text=True, check=False
+        )
+        words, _, measured = outcome.stdout.rpartition("\n\0")
+        code, peak = json.loads(measured)
+        assert "Traceback" not in outcome.stderr, outcome.stderr
+        document = json.loads(out.read_text()) if out.exists() else {}
+        return Run(code, document, words + outcome.stderr, peak * 1024)
 
     return run
 
