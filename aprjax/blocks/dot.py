@@ -192,7 +192,8 @@ def _integer_forward(name: str, packed: Any, x: Any) -> tuple[Any, tuple[Any, An
     return _integer_matmul(name, packed, x), (packed, jnp.zeros((0,), x.dtype))
 
 
-def _no_cotangent(leaf: Any) -> Any:
+def no_cotangent(leaf: Any) -> Any:
+    """The cotangent of a leaf that no gradient flows to: zeros, of `float0` for integers."""
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return jnp.zeros_like(leaf)
     return np.zeros(leaf.shape, jax.dtypes.float0)
@@ -201,7 +202,7 @@ def _no_cotangent(leaf: Any) -> Any:
 def _integer_backward(name: str, kept: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any]:
     packed, like = kept
     gradient = transposed_matmul(name, packed, cotangent).astype(like.dtype)
-    return jax.tree.map(_no_cotangent, packed), gradient
+    return jax.tree.map(no_cotangent, packed), gradient
 
 
 _integer_matmul.defvjp(_integer_forward, _integer_backward)
@@ -311,7 +312,7 @@ def _float_forward(name: str, dtype: str, packed: Any, x: Any) -> tuple[Any, Any
 
 def _float_backward(name: str, dtype: str, packed: Any, cotangent: Any) -> tuple[Any, Any]:
     del dtype
-    return jax.tree.map(_no_cotangent, packed), transposed_matmul(name, packed, cotangent)
+    return jax.tree.map(no_cotangent, packed), transposed_matmul(name, packed, cotangent)
 
 
 _float_matmul.defvjp(_float_forward, _float_backward)

@@ -1,0 +1,272 @@
+"""Matrix products that equal ggml's plain AVX2 build bit for bit, in JAX: `exact_matmul`.
+
+The specification is twins.py; ggml's functions are `ggml_vec_dot_*` in ggml-cpu/arch/x86/quants.c and vec.cpp.
+Three things make the bits:
+
+- Integers. Each of eight lanes L of a vector register sums elements 4L … 4L+3 of every 32 of a block. Here that is a
+  float32 dot over the lane's 4 or 32 elements, exact because it stays below 2^24 in whatever order:
+  4 * 128 * 127 for Q8_0, 32 * 31 * 63 * 127 for Q5_K; Q6_K with 32 * 63 * 128 * 127 is summed in two halves.
+- Scales: one float32 product per block, weight scale times activation scale.
+- The running sums, one per lane, block after block: `fused_multiply_add(scale, integer, sum)`. The eight are added in
+  ggml's order at the end.
+
+Rows are computed in pieces small enough that the running sums stay in the processor's cache; a piece and its
+decoded weights are all the memory that a product takes beside its inputs and its output.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from aprjax.blocks.activations import QUANTIZERS, ActivationBlocks
+from aprjax.blocks.dot import no_cotangent, transposed_matmul
+from aprjax.blocks.fused import fused_multiply_add
+from aprjax.blocks.registry import block_format
+from aprjax.blocks.relay import CODE_WIDTHS, Relaid, join_planes
+
+_LANES = 8
+# Running sums of one piece of rows: 2^18 float32 are 1 MiB, the second-level cache of a core.
+_SUMS_TOGETHER = 1 << 18
+# Decoded float32 weights of one piece: 2^22 are 16 MiB.
+_WEIGHTS_TOGETHER = 1 << 22
+
+
+def _add_eight(lanes: Any) -> Any:
+    """`hsum_float_8`: float32 `[8, …]` -> `[…]`."""
+    four = lanes[4:8] + lanes[0:4]
+    return _add_four(four)
+
+
+def _add_four(lanes: Any) -> Any:
+    """`hsum_float_4`: float32 `[4, …]` -> `[…]`."""
+    two = lanes[0:2] + lanes[2:4]
+    return two[0] + two[1]
+
+
+def _lane_weights(piece: Relaid) -> Any:
+    """Codes, times group scales if any, by lane: float32 `[blocks, 8, n, rows]`, n = 4 or 32 elements of a lane.
+
+    Q6_K's codes stay unsigned, 0 … 63, as its kernel has them.
+    """
+    width = CODE_WIDTHS[piece.name]
+
+    def block(step: Any) -> Any:
+        planes, group_scales = step
+        codes = join_planes(planes, width).astype(jnp.float32)
+        if piece.name == "Q6_K":
+            codes = codes + jnp.float32(width.offset)
+        if group_scales is not None:
+            grouped = codes.reshape(group_scales.shape[0], -1, codes.shape[-1])
+            codes = (grouped * group_scales.astype(jnp.float32)[:, None]).reshape(codes.shape)
+        return jnp.swapaxes(codes.reshape(-1, _LANES, 4, codes.shape[-1]), 0, 1).reshape(_LANES, -1, codes.shape[-1])
+
+    return jax.vmap(block)((piece.codes, piece.group_scales))
+
+
+def _lane_activations(codes: Any) -> Any:
+    """int8 `[tokens, blocks, size]` -> float32 `[blocks, 8, tokens, n]` in the order of `_lane_weights`."""
+    tokens, blocks, _ = codes.shape
+    lanes = codes.reshape(tokens, blocks, -1, _LANES, 4).transpose(1, 3, 0, 2, 4)
+    return lanes.reshape(blocks, _LANES, tokens, -1).astype(jnp.float32)
+
+
+def _lane_dot(activations: Any, weights: Any) -> Any:
+    """`[8, tokens, n]` by `[8, n, rows]`: exact integers, float32 `[8, tokens, rows]`."""
+    if weights.shape[1] == 4:
+        # Too short for a matrix product: it fuses with the multiply-add that takes it.
+        terms = (activations[:, :, t, None] * weights[:, t, None, :] for t in range(4))
+        first, second, third, fourth = terms
+        return (first + second) + (third + fourth)
+    return lax.dot_general(activations, weights, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST)
+
+
+def _pairs_of_sums(sums: Any, factors: Any) -> Any:
+    """Activation sums times small factors, two neighbours added: `[tokens, 2p]`, `[2p, rows]` -> `[p, tokens, rows]`.
+
+    Exact in float32: at most 2 * 32 * 127 * 63 (minimums of Q4_K) or 2 * 16 * 127 * 128 (scales of Q6_K).
+    """
+    products = sums.T.astype(jnp.float32)[:, :, None] * factors.astype(jnp.float32)[:, None, :]
+    return products[0::2] + products[1::2]
+
+
+def _six_bit_integers(activations: Any, weights: Any, sums: Any, group_scales: Any) -> Any:
+    """Q6_K's lane integers, rounded to float32 as one int32 is; its offset of 32 falls to lane group / 2."""
+    half = weights.shape[1] // 2
+    lower = _lane_dot(activations[:, :, :half], weights[:, :half])
+    upper = _lane_dot(activations[:, :, half:], weights[:, half:])
+    offsets = _pairs_of_sums(sums, group_scales).astype(jnp.int32) * 32
+    return (lower.astype(jnp.int32) + upper.astype(jnp.int32) - offsets).astype(jnp.float32)
+
+
+def _piece_product(piece: Relaid, quantized: ActivationBlocks) -> Any:
+    """All tokens by one piece of rows: float32 `[tokens, rows]`."""
+    name = piece.name
+    tokens, rows = quantized.codes.shape[0], piece.chunk_rows
+
+    def by_block(array: Any) -> Any:
+        return None if array is None else jnp.swapaxes(array, 0, 1)
+
+    def scan_block(carry: Any, step: Any) -> tuple[Any, None]:
+        lanes, lows = carry
+        weights, scale, group_scales, minimum, group_minimums, activations, activation_scale, sums = step
+        outer = activation_scale[:, None] * scale.astype(jnp.float32)
+        if minimum is not None and group_minimums is not None:
+            outer_low = -activation_scale[:, None] * minimum.astype(jnp.float32)
+            if name == "Q2_K":
+                lanes = fused_multiply_add(outer_low, _pairs_of_sums(sums, group_minimums), lanes)
+            else:
+                # Q8_K's sums cover 16 elements, these minimums 32.
+                together = sums.astype(jnp.float32).reshape(tokens, 8, 2).sum(axis=-1)
+                pairs = _pairs_of_sums(together, group_minimums)
+                if name == "Q5_K":
+                    pairs = pairs.sum(axis=0, keepdims=True)
+                lows = fused_multiply_add(outer_low, pairs, lows)
+        elif minimum is not None:
+            lows = fused_multiply_add(-minimum.astype(jnp.float32), sums[:, None], lows)
+        if name == "Q6_K":
+            integers = _six_bit_integers(activations, weights, sums, group_scales)
+        else:
+            integers = _lane_dot(activations, weights)
+        return (fused_multiply_add(outer, integers, lanes), lows), None
+
+    low_sums = {"Q4_K": 4, "Q5_K": 1, "Q4_1": 1, "Q5_1": 1}.get(name, 0)
+    start = (jnp.zeros((_LANES, tokens, rows), jnp.float32), jnp.zeros((low_sums, tokens, rows), jnp.float32))
+    steps = (
+        _lane_weights(piece),
+        piece.scale,
+        piece.group_scales,
+        piece.minimum,
+        piece.group_minimums,
+        _lane_activations(quantized.codes),
+        by_block(quantized.scale),
+        by_block(quantized.sums),
+    )
+    (lanes, lows), _ = lax.scan(scan_block, start, steps)
+    total = _add_eight(lanes)
+    if low_sums == 4:
+        total = total + _add_four(lows)
+    elif low_sums == 1:
+        total = total + lows[0]
+    return total
+
+
+def _piece_rows(tokens: int, columns: int) -> int:
+    """Rows whose sums and decoded weights stay small; a multiple of 64, for whole vectors."""
+    rows = min(_SUMS_TOGETHER // (_LANES * tokens), _WEIGHTS_TOGETHER // columns)
+    return max(64, rows // 64 * 64)
+
+
+def _over_pieces(packed: Relaid, tokens: int, multiply: Any) -> Any:
+    """Runs `multiply(piece: Relaid) -> [tokens, piece rows]` over all rows; `[tokens, rows]`."""
+    size = min(_piece_rows(tokens, packed.columns), packed.chunk_rows)
+    per_chunk = -(-packed.chunk_rows // size)
+
+    def body(index: Any, out: Any) -> Any:
+        # The last piece of a chunk may overlap the one before: the same values are written twice.
+        chunk, start = index // per_chunk, jnp.minimum(index % per_chunk * size, packed.chunk_rows - size)
+
+        def take(leaf: Any) -> Any:
+            axis = leaf.ndim - (2 if packed.plain else 1)
+            starts = [jnp.int32(0)] * leaf.ndim
+            starts[0], starts[axis] = chunk, start
+            shape = (1, *leaf.shape[1:axis], size, *leaf.shape[axis + 1 :])
+            return lax.dynamic_slice(leaf, starts, shape)[0]
+
+        values = multiply(jax.tree.map(take, packed))
+        return lax.dynamic_update_slice(out, values, (jnp.int32(0), chunk * packed.chunk_rows + start))
+
+    out = jnp.zeros((tokens, packed.chunks * packed.chunk_rows), jnp.float32)
+    return lax.fori_loop(0, packed.chunks * per_chunk, body, out)[:, : packed.rows]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
+    activation = block_format(name).activation
+    assert activation is not None
+    quantized = QUANTIZERS[activation](x)
+    return _over_pieces(packed, x.shape[0], lambda piece: _piece_product(piece, quantized))
+
+
+def _exact_forward(name: str, packed: Relaid, x: Any) -> tuple[Any, Relaid]:
+    return _exact_matmul(name, packed, x), packed
+
+
+def _exact_backward(name: str, packed: Relaid, cotangent: Any) -> tuple[Any, Any]:
+    return jax.tree.map(no_cotangent, packed), transposed_matmul(name, packed, cotangent)
+
+
+_exact_matmul.defvjp(_exact_forward, _exact_backward)
+
+
+def exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
+    """`x @ W.T`, every bit as ggml's plain AVX2 build computes it.
+
+    Differentiable straight through, as `integer_matmul`.
+
+    Args:
+        name: a quantized block type with an activation partner.
+        packed: the weights, re-laid.
+        x: float32 `[tokens, in]`.
+
+    Returns:
+        float32 `[tokens, rows]`.
+
+    Raises:
+        ValueError: the format has no integer dot, or the widths differ.
+    """
+    if packed.name != name:
+        raise ValueError(f"weights were re-laid as {packed.name}, asked to multiply as {name}")
+    if x.ndim != 2 or x.shape[1] != packed.columns:
+        raise ValueError(f"{name} weights take x[tokens, {packed.columns}], found {list(x.shape)}")
+    if block_format(name).activation is None:
+        raise ValueError(f"{name} has no activation partner in ggml")
+    return _exact_matmul(name, packed, x.astype(jnp.float32))
+
+
+def exact_dot_f32(left: Any, right: Any) -> Any:
+    """The `ggml_vec_dot_f32` of the AVX2 build: of every row of `left` with every row of `right`.
+
+    Four running sums of eight lanes, 32 elements a step, one FMA each. For attention: `kq` is
+    `exact_dot_f32(queries, keys)` over the head's width, `kqv` is `exact_dot_f32(probabilities, values transposed)`
+    over the cache's padded length. Zero padding beyond a multiple of 32 changes no bit.
+
+    Args:
+        left: float32 `[..., m, n]`, n a multiple of 32.
+        right: float32 `[..., k, n]`; leading axes broadcast.
+
+    Returns:
+        float32 `[..., m, k]`.
+
+    Raises:
+        ValueError: n differs or is no multiple of 32.
+    """
+    width = left.shape[-1]
+    if right.shape[-1] != width or width % 32:
+        raise ValueError(f"expected two widths equal and a multiple of 32, found {width} and {right.shape[-1]}")
+
+    def steps(array: Any) -> Any:
+        # [..., rows, n] -> [n / 32, 32, ..., rows]
+        split = array.astype(jnp.float32).reshape(*array.shape[:-1], width // 32, 32)
+        return jnp.moveaxis(split, (-2, -1), (0, 1))
+
+    def add(sums: Any, step: Any) -> tuple[Any, None]:
+        one, other = step
+        return fused_multiply_add(one[..., :, None], other[..., None, :], sums), None
+
+    leading = jnp.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    start = jnp.zeros((32, *leading, left.shape[-2], right.shape[-2]), jnp.float32)
+    # Equal numbers of axes, so that the lanes' axis stays in front of the broadcast ones.
+    left = left.reshape(*(1,) * (len(leading) + 2 - left.ndim), *left.shape)
+    right = right.reshape(*(1,) * (len(leading) + 2 - right.ndim), *right.shape)
+    sums = lax.scan(add, start, (steps(left), steps(right)))[0]
+    accumulators = sums.reshape(4, 8, *sums.shape[1:])
+    pairs = accumulators[0:2] + accumulators[2:4]
+    eight = pairs[0] + pairs[1]
+    four = eight[0:4] + eight[4:8]
+    # Neighbours here, not halves as in `_add_four`.
+    return (four[0] + four[1]) + (four[2] + four[3])
