@@ -11,8 +11,8 @@ import json
 import os
 import platform
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +36,8 @@ CAPTURE_POINTS = {
 _ENTRY_BYTES = 160
 # The format's own limit on the header (safetensors 0.4: 100 MB).
 _MOST_HEADER = 100_000_000
+# Before the names of values that are no stages.
+_EXTRA = "raw/"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class TraceInfo:
         head_positions: positions of the rows of final_norm and lm_head.
         dtype: of the values.
         platform: what computed them.
+        engine: of an engine that was run live: its version, build and options.
     """
 
     path: str
@@ -63,11 +66,18 @@ class TraceInfo:
     head_positions: tuple[int, ...]
     dtype: str = "float32"
     platform: str = ""
+    engine: Mapping[str, str] = field(default_factory=dict)
 
 
 def tensor_name(layer: int, stage: Stage) -> str:
     """The name of a value in a saved trace."""
     return f"whole/{stage}" if layer == OUTSIDE else f"layer.{layer}/{stage}"
+
+
+def in_order(keys: Iterable[tuple[int, Stage]]) -> list[tuple[int, Stage]]:
+    """Keys by layer, and in execution order within a layer."""
+    rank = {stage: index for index, stage in enumerate(Stage)}
+    return sorted(keys, key=lambda key: (key[0], rank[key[1]]))
 
 
 def this_platform() -> str:
@@ -84,12 +94,12 @@ class TraceWriter:
     Use it as a context manager. Values may come in batches of rows.
     """
 
-    def __init__(self, path: Path, info: TraceInfo, *, layers: int) -> None:
+    def __init__(self, path: Path, info: TraceInfo, *, layers: int, extra: int = 0) -> None:
         self.path = path
         self._partial = path.with_name(f".{path.name}.partial")
         metadata = {"schema": SCHEMA, "info": json.dumps(asdict(info)), "capture_points": json.dumps(CAPTURE_POINTS)}
         self._header: dict[str, Any] = {"__metadata__": metadata}
-        room = len(json.dumps(self._header)) + _ENTRY_BYTES * len(Stage) * (layers + 1)
+        room = len(json.dumps(self._header)) + _ENTRY_BYTES * (len(Stage) * (layers + 1) + extra)
         self._room = min(-(-room // 8) * 8, _MOST_HEADER)
         self._end = 0
         self._written: dict[str, int] = {}
@@ -109,6 +119,17 @@ class TraceWriter:
         self._stream.seek(8 + self._room + self._header[name]["data_offsets"][0] + self._written[name])
         self._stream.write(rows.data)
         self._written[name] += rows.nbytes
+
+    def write_extra(self, name: str, values: np.ndarray) -> None:
+        """Appends an engine's own value under its own name; `extra` of the constructor sets room aside."""
+        values = np.ascontiguousarray(values, np.float32)
+        name = f"{_EXTRA}{name}"
+        offsets = [self._end, self._end + values.nbytes]
+        self._header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": offsets}
+        self._written[name] = values.nbytes
+        self._end += values.nbytes
+        self._stream.seek(8 + self._room + offsets[0])
+        self._stream.write(values.data)
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -145,13 +166,15 @@ class Trace:
     path: Path
     info: TraceInfo
     shapes: Mapping[tuple[int, Stage], tuple[int, int]]
+    extra_names: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Opens a saved trace.
 
         Raises:
-            CheckpointError: the file is no trace of aprjax, or damaged.
+            CheckpointError: the file is no trace of aprjax, is damaged, or holds values taken at other
+                points of the graph than those of `CAPTURE_POINTS`.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -159,30 +182,97 @@ class Trace:
         try:
             with safe_open(path, framework="numpy") as stream:
                 metadata = stream.metadata() or {}
-                shapes = {}
+                if metadata.get("schema") != SCHEMA:
+                    raise ValueError(f"expected the schema {SCHEMA}, found {metadata.get('schema')!r}")
+                info = _read_info(metadata["info"])
+                _check_capture_points(json.loads(metadata["capture_points"]))
+                shapes, extra = {}, []
                 for name in stream.keys():  # noqa: SIM118 - not a dict
-                    where, _, stage = name.partition("/")
-                    layer = OUTSIDE if where == "whole" else int(where.removeprefix("layer."))
-                    shapes[layer, Stage(stage)] = tuple(stream.get_slice(name).get_shape())
-            if metadata.get("schema") != SCHEMA:
-                raise ValueError(f"expected the schema {SCHEMA}, found {metadata.get('schema')!r}")
-            info = json.loads(metadata["info"])
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+                    if name.startswith(_EXTRA):
+                        extra.append(name.removeprefix(_EXTRA))
+                        continue
+                    part = stream.get_slice(name)
+                    shapes[_key(name)] = _checked_shape(name, part.get_dtype(), part.get_shape(), info)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"not a readable trace: {error}", file=path, fix="save it again with --save-trace"
             ) from error
-        info.update({key: tuple(info[key]) for key in ("tokens", "positions", "head_positions")})
-        return cls(path, TraceInfo(**info), dict(sorted(shapes.items())))
+        return cls(path, info, {key: shapes[key] for key in in_order(shapes)}, tuple(extra))
+
+    @property
+    def extra(self) -> Mapping[str, np.ndarray]:
+        """An engine's own values by its own names, read when they are asked for."""
+        return _Extra(self)
 
     def __getitem__(self, key: tuple[int, Stage]) -> np.ndarray:
-        """One value, `float32[position, width]`."""
-        from safetensors import safe_open
+        """One value, `float32[position, width]`; KeyError where it was not captured."""
+        if key not in self.shapes:
+            raise KeyError(key)
+        return self._read(tensor_name(*key))
 
-        with safe_open(self.path, framework="numpy") as stream:
-            return stream.get_tensor(tensor_name(*key))
+    def _read(self, name: str) -> np.ndarray:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="numpy") as stream:
+                return stream.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the trace changed while it was read: {error}", file=self.path, tensor=name, fix="save it again"
+            ) from error
 
     def __iter__(self) -> Iterator[tuple[int, Stage]]:
         return iter(self.shapes)
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+class _Extra(Mapping[str, np.ndarray]):
+    """The values of a saved trace that are no stages."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._trace.extra_names:
+            raise KeyError(name)
+        return self._trace._read(f"{_EXTRA}{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._trace.extra_names)
+
+    def __len__(self) -> int:
+        return len(self._trace.extra_names)
+
+
+def _key(name: str) -> tuple[int, Stage]:
+    where, _, stage = name.partition("/")
+    return OUTSIDE if where == "whole" else int(where.removeprefix("layer.")), Stage(stage)
+
+
+def _read_info(text: str) -> TraceInfo:
+    """Raises ValueError or TypeError where the text is not what `asdict(TraceInfo)` makes."""
+    info = json.loads(text)
+    for key in ("tokens", "positions", "head_positions"):
+        info[key] = tuple(info[key])
+        if not all(type(number) is int and number >= 0 for number in info[key]):
+            raise ValueError(f"{key} are expected to be whole numbers from 0")
+    if max((*info["positions"], *info["head_positions"]), default=-1) >= len(info["tokens"]):
+        raise ValueError(f"positions lie beyond its {len(info['tokens'])} tokens")
+    return TraceInfo(**info)
+
+
+def _check_capture_points(found: Mapping[str, str]) -> None:
+    """Raises ValueError: values that were taken elsewhere are not comparable, however alike their names."""
+    for stage, point in CAPTURE_POINTS.items():
+        if found.get(stage) != point:
+            raise ValueError(f"{stage} is expected as captured {point!r}, found {found.get(stage)!r}")
+
+
+def _checked_shape(name: str, dtype: str, shape: list[int], info: TraceInfo) -> tuple[int, int]:
+    key = _key(name)
+    rows = len(info.head_positions if key[1] in (Stage.FINAL_NORM, Stage.LM_HEAD) else info.positions)
+    if dtype != "F32" or len(shape) != 2 or shape[0] != rows:
+        raise ValueError(f"{name} is expected as F32 with {rows} rows, found {dtype} of shape {shape}")
+    return shape[0], shape[1]
