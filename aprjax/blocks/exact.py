@@ -30,8 +30,8 @@ from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, join_planes
 
 _LANES = 8
-# Running sums of one piece of rows: 2^18 float32 are 1 MiB, the second-level cache of a core.
-_SUMS_TOGETHER = 1 << 18
+# Running sums of one piece of rows: 2^17 float32 are 512 KiB, half of a typical second-level cache.
+_SUMS_TOGETHER = 1 << 17
 # Decoded float32 weights of one piece: 2^22 are 16 MiB.
 _WEIGHTS_TOGETHER = 1 << 22
 
@@ -77,11 +77,7 @@ def _lane_activations(codes: Any) -> Any:
 
 def _lane_dot(activations: Any, weights: Any) -> Any:
     """`[8, tokens, n]` by `[8, n, rows]`: exact integers, float32 `[8, tokens, rows]`."""
-    if weights.shape[1] == 4:
-        # Too short for a matrix product: it fuses with the multiply-add that takes it.
-        terms = (activations[:, :, t, None] * weights[:, t, None, :] for t in range(4))
-        first, second, third, fourth = terms
-        return (first + second) + (third + fourth)
+    # Not a sum of four products: fused into the multiply-add that takes it, that runs at a quarter of the speed.
     return lax.dot_general(activations, weights, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST)
 
 

@@ -11,6 +11,8 @@ Instead the sum is taken in float64 and rounded to float32 through *round to odd
 2. `a * b + c` is rounded to float64 with its error by Knuth's two-sum, which has no multiplication to contract.
 3. The rounded sum is moved to the value towards zero, and its last bit set, if the error is not zero. A second rounding
    to 24 bits then gives what one rounding of the exact sum gives, because 53 >= 24 + 2.
+4. That rounding, to nearest even, is done on the bits. The conversion to float32 is then exact, so that it makes no
+   difference if XLA drops a conversion to float32 and back.
 
 XLA's CPU threads flush subnormal float32 numbers to zero, ggml's do not: operands and results below 2^-126 in
 magnitude come out as zero. Quantized activations get there only if a whole block stays below 1e-29.
@@ -20,14 +22,14 @@ from __future__ import annotations
 
 from typing import Any
 
+# Bits of float64's significand that float32's lacks: 53 - 24.
+_DROPPED = 29
+
 
 def fused_multiply_add(a: Any, b: Any, c: Any) -> Any:
     """`a * b + c` of float32 arrays, rounded once; infinities and NaN as IEEE 754 has them.
 
     Traced under a scoped x64 mode: the caller's mode neither matters nor changes.
-
-    The result must reach its next use in float64 through memory (a loop's carry, an argument), as all callers
-    here do: within one expression XLA may drop a rounding to float32 between two float64 operations.
     """
     import jax
     import jax.numpy as jnp
@@ -44,4 +46,6 @@ def fused_multiply_add(a: Any, b: Any, c: Any) -> Any:
         bits = lax.bitcast_convert_type(total, jnp.int64)
         opposite = lax.shift_right_logical(lax.bitcast_convert_type(error, jnp.int64) ^ bits, jnp.int64(63))
         odd = (bits - (inexact & opposite)) | inexact
-        return lax.convert_element_type(lax.bitcast_convert_type(odd, jnp.float64), jnp.float32)
+        to_even = jnp.int64((1 << _DROPPED - 1) - 1) + ((odd >> _DROPPED) & 1)
+        rounded = (odd + to_even) & jnp.int64(-1 << _DROPPED)
+        return lax.convert_element_type(lax.bitcast_convert_type(rounded, jnp.float64), jnp.float32)
