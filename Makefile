@@ -85,7 +85,7 @@ demo: setup
 	code=0; $(BIN)/python -m bisect layers --model $(DEMO)/faulty.apr --ref "$$model" --prompt "What is 2+2?" \
 		--report $(DEMO)/report || code=$$?; \
 	if [ $$code -ne 1 ]; then echo "error: the planted fault was not found (exit code $$code)" >&2; exit 1; fi
-	@echo "The planted fault was found. The report: $(DEMO)/report"
+	@echo "The planted fault was found. The report: $(DEMO)/report/index.html"
 
 bench: peers models
 	set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
