@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from aprjax.checkpoint.open import open_checkpoint
-from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.checkpoint.types import Checkpoint
+from aprjax.trace.engine import EngineError, check_tokens
 from aprjax.trace.memory import MemoryTrace
 from aprjax.trace.trace import Trace, TraceInfo
 
 ARITHMETIC = "llama.cpp (live)"
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-
-
-class EngineError(CheckpointError):
-    """The engine cannot be run, or ran and failed."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +119,7 @@ def _check(checkpoint: Checkpoint, tokens: list[int]) -> None:
             file=checkpoint.path,
             fix="convert it first: `python -m aprjax convert IN OUT.gguf`",
         )
-    wrong = [token for token in tokens if not 0 <= token < config.vocab_size]
-    if not tokens or wrong:
-        found = f"found {wrong[0]}" if wrong else "found none"
-        raise EngineError(
-            f"expected token ids from 0 to {config.vocab_size - 1}, {found}",
-            file=checkpoint.path,
-            fix="give the ids of this model's own tokenizer",
-        )
+    check_tokens(checkpoint, tokens)
 
 
 def _processors() -> int:
