@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from aprjax.bisect.render_terminal import print_reports
 from aprjax.bisect.report import SCHEMA, LayersReport, SidedFinding, Verdict
 from aprjax.bisect.tokens import TokensReport, tokenize_both
 from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.atomic import atomic_file
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic, preset
 from aprjax.qwen2.compilation import enable_compilation_cache
@@ -225,13 +225,8 @@ def _write_json(document: dict[str, Any], destination: str) -> None:
     if destination == "-":
         sys.stdout.write(text)
         return
-    target = Path(destination)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(destination) as stream:
+        stream.write(text.encode())
 
 
 def _plain(value: Any) -> Any:

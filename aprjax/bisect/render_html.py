@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from aprjax.bisect.render_plots import save_plot
 from aprjax.bisect.report import LayersReport
+from aprjax.checkpoint.atomic import atomic_file
 from aprjax.qwen2.stages import OUTSIDE
 
 _STYLE = """
@@ -34,9 +34,8 @@ def write_report(reports: list[LayersReport], document: dict[str, Any], folder: 
     pictures = []
     for report in reports:
         picture = folder / f"layers-{report.prompt.name}.png"
-        partial = picture.with_name(f".{picture.name}")
-        save_plot(report, partial)
-        os.replace(partial, picture)
+        with atomic_file(picture) as stream:
+            save_plot(report, stream)
         pictures.append(picture)
     _write(folder / "layers.json", json.dumps(document, indent=1, allow_nan=False))
     page = folder / "index.html"
@@ -50,9 +49,8 @@ def summary_html(report: LayersReport) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_file(path) as stream:
+        stream.write(text.encode())
 
 
 def _page(reports: list[LayersReport], pictures: list[Path]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -45,12 +45,12 @@ def plot_report(report: LayersReport) -> Any:
     return figure
 
 
-def save_plot(report: LayersReport, path: Path) -> None:
-    """Writes the figure as PNG (or what the suffix says)."""
+def save_plot(report: LayersReport, target: Path | BinaryIO) -> None:
+    """Writes the figure as PNG."""
     from matplotlib import pyplot
 
     figure = plot_report(report)
-    figure.savefig(path, dpi=110)
+    figure.savefig(target, dpi=110, format="png")
     pyplot.close(figure)
 
 
