@@ -57,7 +57,7 @@ def run_layer(
 def run_norm(norm: RMSNorm, hidden: Float[Array, "position hidden"], *, arithmetic: Arithmetic) -> Array:
     """The final norm."""
     with jax.named_scope(Stage.FINAL_NORM):
-        return norm(hidden.astype(arithmetic.dtype))
+        return norm(hidden.astype(arithmetic.dtype), arithmetic)
 
 
 @partial(jax.jit, static_argnames=("arithmetic",))

@@ -14,20 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from aprjax.blocks import block_format
-from aprjax.blocks.activations import QUANTIZERS
-from aprjax.blocks.dot import float_matmul, integer_matmul
 from aprjax.blocks.relay import Relaid
 from aprjax.checkpoint.types import RopePairing
+from aprjax.qwen2 import kernels
 from aprjax.qwen2.arithmetic import Arithmetic
-from aprjax.qwen2.functional import (
-    attention_scores,
-    masked_softmax,
-    rms_norm,
-    rotate,
-    silu,
-    weighted_values,
-)
 from aprjax.qwen2.stages import Stage, Tap
 
 
@@ -43,18 +33,11 @@ class PackedWeight:
 def multiply(
     weight: PackedWeight, x: Float[Array, "position in"], arithmetic: Arithmetic
 ) -> Float[Array, "position out"]:
-    """`x W^T` as the arithmetic has it. Float weight types have no integer dots in any engine."""
-    name, columns = weight.blocks.name, weight.blocks.columns
+    """`x W^T` as the arithmetic has it."""
+    columns = weight.blocks.columns
     if columns != weight.shape[1]:  # rows padded to whole blocks (apr-format.md 4.4): the padding multiplies zeros
         x = jnp.pad(x, ((0, 0), (0, columns - weight.shape[1])))
-    activation = block_format(name).activation
-    if arithmetic.matmul == "dequantize" or activation is None:
-        return float_matmul(name, weight.blocks, x, dtype=arithmetic.dtype)
-    if arithmetic.matmul == "integer":
-        return integer_matmul(name, weight.blocks, x).astype(arithmetic.dtype)
-    quantized = QUANTIZERS[activation](x.astype(jnp.float32))
-    values = quantized.codes.astype(arithmetic.dtype) * quantized.scale.astype(arithmetic.dtype)[..., None]
-    return float_matmul(name, weight.blocks, values.reshape(x.shape), dtype=arithmetic.dtype)
+    return kernels.matmul(weight.blocks, x, arithmetic)
 
 
 class Linear(nnx.Module):
@@ -76,9 +59,9 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.data(weight)
         self.eps = nnx.data(eps)
 
-    def __call__(self, x: Float[Array, "position hidden"]) -> Float[Array, "position hidden"]:
+    def __call__(self, x: Float[Array, "position hidden"], arithmetic: Arithmetic) -> Float[Array, "position hidden"]:
         """Normalised and scaled `x`."""
-        return rms_norm(x, self.weight, self.eps)
+        return kernels.rms_norm(x, self.weight, self.eps, arithmetic)
 
 
 class Attention(nnx.Module):
@@ -116,14 +99,14 @@ class Attention(nnx.Module):
             qkv = tap(Stage.QKV_MATMUL, jnp.concatenate([p(x, arithmetic) for p in projections], axis=-1))
         with jax.named_scope(Stage.QKV_BIAS):
             biases = [jnp.zeros(p.weight.shape[0], x.dtype) if p.bias is None else p.bias for p in projections]
-            qkv = tap(Stage.QKV_BIAS, qkv + jnp.concatenate(biases).astype(x.dtype))
+            qkv = tap(Stage.QKV_BIAS, kernels.add(qkv, jnp.concatenate(biases).astype(x.dtype), arithmetic))
         widths = (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim)
         q, k, v = jnp.split(qkv, (widths[0], widths[0] + widths[1]), axis=-1)
         with jax.named_scope(Stage.Q_POST_ROPE):
-            q = rotate(q.reshape(positions, -1, self.head_dim), context.cos, context.sin, self.rope_pairing)
+            q = self._rotate(q.reshape(positions, -1, self.head_dim), context, arithmetic)
             q = tap(Stage.Q_POST_ROPE, q.reshape(positions, -1)).reshape(q.shape)
         with jax.named_scope(Stage.K_POST_ROPE):
-            k = rotate(k.reshape(positions, -1, self.head_dim), context.cos, context.sin, self.rope_pairing)
+            k = self._rotate(k.reshape(positions, -1, self.head_dim), context, arithmetic)
             k = tap(Stage.K_POST_ROPE, k.reshape(positions, -1)).reshape(k.shape)
         v = v.reshape(positions, -1, self.head_dim)
         half = arithmetic.kv_cache == "float16"
@@ -133,14 +116,19 @@ class Attention(nnx.Module):
             k = jax.lax.dynamic_update_slice_in_dim(context.keys, k, context.start, axis=0)
             v = jax.lax.dynamic_update_slice_in_dim(context.values, v, context.start, axis=0)
         with jax.named_scope(Stage.ATTN_SCORES):
-            scores = attention_scores(_through_half(q) if half else q, k)
+            scores = kernels.attention_scores(_through_half(q) if half else q, k, arithmetic)
             scores = _by_position(tap, Stage.ATTN_SCORES, scores)
         with jax.named_scope(Stage.ATTN_SOFTMAX):
-            probabilities = _by_position(tap, Stage.ATTN_SOFTMAX, masked_softmax(scores, context.visible))
+            probabilities = kernels.masked_softmax(scores, context.visible, arithmetic)
+            probabilities = _by_position(tap, Stage.ATTN_SOFTMAX, probabilities)
         with jax.named_scope(Stage.ATTENTION):
-            merged = tap(Stage.ATTENTION, weighted_values(_through_half(probabilities) if half else probabilities, v))
+            weights = _through_half(probabilities) if half else probabilities
+            merged = tap(Stage.ATTENTION, kernels.weighted_values(weights, v, arithmetic))
         with jax.named_scope(Stage.ATTN_OUT):
             return tap(Stage.ATTN_OUT, self.o_proj(merged, arithmetic)), (k, v)
+
+    def _rotate(self, x: Array, context: Context, arithmetic: Arithmetic) -> Array:
+        return kernels.rotate(x, context.cos, context.sin, self.rope_pairing, arithmetic)
 
 
 def _through_half(x: Array) -> Array:
@@ -170,9 +158,9 @@ class FeedForward(nnx.Module):
         with jax.named_scope(Stage.FFN_UP):
             up = tap(Stage.FFN_UP, self.up_proj(x, arithmetic))
         with jax.named_scope(Stage.FFN_SILU):
-            activated = tap(Stage.FFN_SILU, silu(gate))
+            activated = tap(Stage.FFN_SILU, kernels.silu(gate, arithmetic))
         with jax.named_scope(Stage.FFN_SWIGL):
-            inner = tap(Stage.FFN_SWIGL, activated * up)
+            inner = tap(Stage.FFN_SWIGL, kernels.multiply(activated, up, arithmetic))
         with jax.named_scope(Stage.FFN_OUT):
             return tap(Stage.FFN_OUT, self.down_proj(inner, arithmetic))
 
@@ -197,15 +185,15 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "position hidden"], tuple[Array, Array]]:
         """The layer's output, and its keys and values."""
         with jax.named_scope(Stage.ATTN_NORM):
-            x = tap(Stage.ATTN_NORM, self.input_layernorm(hidden))
+            x = tap(Stage.ATTN_NORM, self.input_layernorm(hidden, arithmetic))
         attended, cache = self.self_attn(x, context, arithmetic, tap)
         with jax.named_scope(Stage.POST_ATTN_RESIDUAL):
-            hidden = tap(Stage.POST_ATTN_RESIDUAL, attended + hidden)
+            hidden = tap(Stage.POST_ATTN_RESIDUAL, kernels.add(attended, hidden, arithmetic))
         with jax.named_scope(Stage.FFN_NORM):
-            x = tap(Stage.FFN_NORM, self.post_attention_layernorm(hidden))
+            x = tap(Stage.FFN_NORM, self.post_attention_layernorm(hidden, arithmetic))
         transformed = self.mlp(x, arithmetic, tap)
         with jax.named_scope(Stage.POST_FFN_RESIDUAL):
-            return tap(Stage.POST_FFN_RESIDUAL, transformed + hidden), cache
+            return tap(Stage.POST_FFN_RESIDUAL, kernels.add(transformed, hidden, arithmetic)), cache
 
 
 @partial(

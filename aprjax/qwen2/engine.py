@@ -1,0 +1,161 @@
+"""The elementwise and summing kernels of llama.cpp's CPU graph, as its plain AVX2 build rounds them.
+
+ggml functions: `ggml_compute_forward_rms_norm`, `…_rope` (NEOX and NORM), `…_soft_max`, `ggml_v_expf`,
+`ggml_vec_swiglu_f32`, `ggml_vec_dot_f32` (kernels.md sections 3.2 and 4). tests/qwen2/twins.py specifies each in
+NumPy. Elementwise results are the engine's to the bit; sums are where `exact` says so, and otherwise
+re-associated. Matrix products with weights are in `aprjax.blocks`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from aprjax.blocks.exact import exact_dot_f32
+from aprjax.checkpoint.types import RopePairing
+from aprjax.qwen2.rounding import added, fused, fused_wide, narrow, rounded, wide
+
+# Lanes of one AVX2 vector of float32.
+LANES = 8
+# `ggml_vec_dot_f32` takes this many elements a step.
+_STEP = 32
+
+
+def rms_norm(x: Float[Array, "position hidden"], weight: Array, eps: Any, *, exact: bool) -> Array:
+    """Squares rounded to float32, summed in double precision (one after the other if `exact`)."""
+    with jax.enable_x64(True):
+        squares = wide(narrow(wide(x) * wide(x)))
+        if exact:
+            total = lax.scan(lambda sum_, column: (sum_ + column, None), jnp.zeros_like(squares[:, 0]), squares.T)[0]
+        else:
+            total = jnp.sum(squares, axis=-1)
+        # A barrier around the constant: XLA would multiply by its rounded inverse.
+        mean = narrow(total / lax.optimization_barrier(jnp.float64(x.shape[-1])))[:, None]
+    # The barrier keeps XLA from an inverse square root, which is another number.
+    root = lax.optimization_barrier(jnp.sqrt(added(mean, jnp.asarray(eps, jnp.float32))))
+    return (x * (jnp.float32(1) / root)) * weight.astype(jnp.float32)
+
+
+def rotate(
+    x: Float[Array, "position head channel"],
+    cos: Float[Array, "position half"],
+    sin: Float[Array, "position half"],
+    pairing: RopePairing,
+    rotation: Literal["fused", "separate"],
+) -> Float[Array, "position head channel"]:
+    """`functional.rotate` with the roundings of `Arithmetic.rotation`."""
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    first, second = jnp.split(x, 2, axis=-1) if pairing == "neox" else (x[..., 0::2], x[..., 1::2])
+    if rotation == "fused":
+        rotated = fused(first, cos, -(second * sin)), fused(first, sin, second * cos)
+    else:
+        rotated = added(first * cos, -(second * sin)), added(first * sin, second * cos)
+    if pairing == "neox":
+        return jnp.concatenate(rotated, axis=-1)
+    return jnp.stack(rotated, axis=-1).reshape(x.shape)
+
+
+def exponential_wide(x: Any) -> Any:
+    """`ggml_v_expf` of float32 `x`: float64 holding the float32 result, subnormals included.
+
+    A polynomial of degree five after Cody-Waite reduction, at most 1.95 units in the last place off (ggml).
+    """
+    with jax.enable_x64(True):
+        # Beyond these the result is 0 or infinity, and the exponent's bits would run over.
+        x = jnp.clip(x, jnp.float32(-200), jnp.float32(200))
+        # Adding 1.5 * 2^23 rounds to a whole number.
+        shift = jnp.float32(float.fromhex("0x1.8p23"))
+        exponent = added(fused(x, _constant("0x1.715476p0"), shift), -shift)
+        rest = fused(-exponent, _constant("0x1.62e4p-1"), x)
+        b = fused(-exponent, _constant("0x1.7f7d1cp-20"), rest)
+        u = b * b
+        outer = fused(_constant("0x1.0e4020p-7"), b, _constant("0x1.573e2ep-5"))
+        inner = fused(_constant("0x1.555e66p-3"), b, _constant("0x1.fffdb6p-2"))
+        polynomial = fused(fused(outer, u, inner), u, _constant("0x1.ffffecp-1") * b)
+        once = fused_wide(jnp.float32(1), polynomial, jnp.float32(1))
+        # Far from zero ggml scales in two steps, so that a subnormal result is rounded twice.
+        twice = wide(narrow(once))
+        distance = jnp.abs(exponent)
+        scaled = jnp.where(distance > 126, twice, once) * _power_of_two(exponent)
+        limit = jnp.where(exponent > 0, jnp.float64(jnp.inf), jnp.float64(0))
+        return jnp.where(distance > 192, limit, rounded(scaled))
+
+
+def _constant(digits: str) -> Any:
+    return jnp.float32(float.fromhex(digits))
+
+
+def _power_of_two(exponent: Any) -> Any:
+    """2^exponent in float64, for whole numbers from -1022 to 1023."""
+    bits = (lax.convert_element_type(exponent, jnp.int64) + 1023) << 52
+    return lax.bitcast_convert_type(bits, jnp.float64)
+
+
+def silu(x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+    """`x / (1 + ggml_v_expf(-x))`."""
+    with jax.enable_x64(True):
+        return x / added(jnp.float32(1), narrow(exponential_wide(-x)))
+
+
+def softmax(
+    scores: Float[Array, "head position key"],
+    visible: Bool[Array, "position key"],
+    exponential: Any,
+    *,
+    exact: bool,
+) -> Float[Array, "head position key"]:
+    """Double sum of the float32 sums of 8 neighbours; `exponential(float32)` gives float64 holding float32."""
+    visible = visible[None]
+    hidden = jnp.where(visible, scores, -jnp.inf)
+    largest = jnp.max(hidden, axis=-1, keepdims=True)
+    with jax.enable_x64(True):
+        exponentials = jnp.where(visible, exponential(added(scores, -largest)), jnp.float64(0))
+        lanes = padded(narrow(exponentials), LANES)
+        lanes = lanes.reshape(*lanes.shape[:-1], -1, LANES)
+        lanes = lanes[..., 4:] + lanes[..., :4]
+        lanes = lanes[..., 2:] + lanes[..., :2]
+        sums = wide(lanes[..., 1] + lanes[..., 0])
+        if exact:
+            by_vector = jnp.moveaxis(sums, -1, 0)
+            total = lax.scan(lambda sum_, part: (sum_ + part, None), jnp.zeros_like(by_vector[0]), by_vector)[0]
+        else:
+            total = jnp.sum(sums, axis=-1)
+        inverse = narrow(jnp.float64(1) / total)[..., None]
+        return narrow(exponentials * wide(inverse))
+
+
+def padded(x: Any, multiple: int) -> Any:
+    """Zeros appended to the last axis up to a multiple.
+
+    ggml pads the keys to a multiple of 256; beyond a multiple of a kernel's step zeros change no bit.
+    """
+    missing = -x.shape[-1] % multiple
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
+
+def attention_scores(
+    q: Float[Array, "position head channel"], k: Float[Array, "key kv_head channel"]
+) -> Float[Array, "head position key"]:
+    """`ggml_vec_dot_f32` of every query and key, then the scale, as its own rounding."""
+    positions, heads, channels = q.shape
+    kv_heads = k.shape[1]
+    grouped = q.reshape(positions, kv_heads, heads // kv_heads, channels).transpose(1, 2, 0, 3)
+    scores = exact_dot_f32(grouped, k.transpose(1, 0, 2)[:, None])
+    scale = np.float32(1) / np.sqrt(np.float32(channels))
+    return scores.reshape(heads, positions, k.shape[0]) * scale
+
+
+def weighted_values(
+    probabilities: Float[Array, "head position key"], v: Float[Array, "key kv_head channel"]
+) -> Float[Array, "position width"]:
+    """`ggml_vec_dot_f32` of every row of probabilities and every channel of the values; heads merged."""
+    heads, positions, keys = probabilities.shape
+    kv_heads, channels = v.shape[1], v.shape[2]
+    grouped = padded(probabilities.reshape(kv_heads, heads // kv_heads, positions, keys), _STEP)
+    values = exact_dot_f32(grouped, padded(v.transpose(1, 2, 0), _STEP)[:, None])
+    return values.transpose(2, 0, 1, 3).reshape(positions, heads * channels)

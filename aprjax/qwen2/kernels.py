@@ -1,0 +1,191 @@
+"""Which kernel computes a stage: one function per operation, dispatching on the `Arithmetic`'s choices.
+
+Kernels that emulate an engine are straight-through: their gradient is that of the paper's equation
+(`functional`) at the same inputs. Rounding has no useful derivative of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from aprjax.blocks import block_format
+from aprjax.blocks.activations import QUANTIZERS
+from aprjax.blocks.dot import float_matmul, integer_matmul
+from aprjax.blocks.exact import exact_dot_f32, exact_matmul
+from aprjax.blocks.relay import Relaid
+from aprjax.checkpoint.types import RopePairing
+from aprjax.qwen2 import engine, functional, realizar
+from aprjax.qwen2.arithmetic import Arithmetic
+from aprjax.qwen2.rounding import added, narrow, wide
+
+
+def straight_through(kernel: Callable[..., Any], equation: Callable[..., Any]) -> Callable[..., Any]:
+    """`kernel`, with the gradient of `equation`, which takes the same arguments."""
+
+    @jax.custom_vjp
+    def run(*arguments: Any) -> Any:
+        return kernel(*arguments)
+
+    def forward(*arguments: Any) -> tuple[Any, tuple[Any, ...]]:
+        return kernel(*arguments), arguments
+
+    def backward(arguments: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+        return jax.vjp(equation, *arguments)[1](cotangent)
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def _library_exponential(x: Any) -> Any:
+    with jax.enable_x64(True):
+        return wide(jnp.exp(x))
+
+
+def rms_norm(
+    x: Float[Array, "position hidden"], weight: Float[Array, " hidden"], eps: Float[Array, ""], arithmetic: Arithmetic
+) -> Float[Array, "position hidden"]:
+    """RMSNorm as `Arithmetic.norm` has it."""
+    if arithmetic.norm == "float" or not arithmetic.emulates:
+        return functional.rms_norm(x, weight, eps)
+    kernel = {
+        "double-sum": partial(engine.rms_norm, exact=arithmetic.exact),
+        "lanes": realizar.rms_norm_lanes,
+        "sequential": realizar.rms_norm_sequential,
+    }[arithmetic.norm]
+    return straight_through(kernel, functional.rms_norm)(x, weight, eps)
+
+
+def rotate(
+    x: Float[Array, "position head channel"], cos: Array, sin: Array, pairing: RopePairing, arithmetic: Arithmetic
+) -> Float[Array, "position head channel"]:
+    """Rotary embedding as `Arithmetic.rotation` has it."""
+    equation = partial(functional.rotate, pairing=pairing)
+    if arithmetic.rotation == "compiled" or not arithmetic.emulates:
+        return equation(x, cos, sin)
+    kernel = partial(engine.rotate, pairing=pairing, rotation=arithmetic.rotation)
+    return straight_through(kernel, equation)(x, cos, sin)
+
+
+def attention_scores(q: Array, k: Array, arithmetic: Arithmetic) -> Float[Array, "head position key"]:
+    """Scaled scores; in ggml's lanes if `Arithmetic.exact`."""
+    if not (arithmetic.exact and arithmetic.emulates):
+        return functional.attention_scores(q, k)
+    return straight_through(engine.attention_scores, functional.attention_scores)(q, k)
+
+
+def masked_softmax(
+    scores: Float[Array, "head position key"], visible: Bool[Array, "position key"], arithmetic: Arithmetic
+) -> Float[Array, "head position key"]:
+    """Softmax as `Arithmetic.softmax` and `Arithmetic.exponential` have it."""
+    plain = arithmetic.softmax == "float" and arithmetic.exponential == "library"
+    if plain or not arithmetic.emulates:
+        return functional.masked_softmax(scores, visible)
+    exponential = engine.exponential_wide if arithmetic.exponential == "polynomial" else _library_exponential
+    kernel = {
+        "float": realizar.softmax_float,
+        "double-sum": partial(engine.softmax, exact=arithmetic.exact),
+        "sequential": realizar.softmax_sequential,
+    }[arithmetic.softmax]
+    return straight_through(partial(kernel, exponential=exponential), functional.masked_softmax)(scores, visible)
+
+
+def weighted_values(probabilities: Array, v: Array, arithmetic: Arithmetic) -> Float[Array, "position width"]:
+    """Probabilities times values; in ggml's lanes if `Arithmetic.exact`."""
+    if not (arithmetic.exact and arithmetic.emulates):
+        return functional.weighted_values(probabilities, v)
+    return straight_through(engine.weighted_values, functional.weighted_values)(probabilities, v)
+
+
+def silu(x: Float[Array, "position width"], arithmetic: Arithmetic) -> Float[Array, "position width"]:
+    """SiLU with the exponential of `Arithmetic.exponential`."""
+    if arithmetic.exponential == "library" or not arithmetic.emulates:
+        return functional.silu(x)
+    return straight_through(engine.silu, functional.silu)(x)
+
+
+def add(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
+    """`a + b`; if `Arithmetic.exact`, rounded apart from whatever made `a` and `b`."""
+    if not (arithmetic.exact and arithmetic.emulates):
+        return a + b
+    return straight_through(added, jnp.add)(a, b)
+
+
+def multiply(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
+    """`a * b`; if `Arithmetic.exact`, subnormal results are kept, as ggml keeps them."""
+    if not (arithmetic.exact and arithmetic.emulates):
+        return a * b
+
+    def product(a: Array, b: Array) -> Array:
+        with jax.enable_x64(True):
+            return narrow(wide(a) * wide(b))
+
+    return straight_through(product, jnp.multiply)(a, b)
+
+
+def _partner(name: str, columns: int, arithmetic: Arithmetic) -> str | int | None:
+    """What activations are quantized to: one of ggml's blocks, realizar's of some size, or nothing."""
+    engines = block_format(name).activation
+    if arithmetic.matmul == "dequantize" or engines is None:
+        return None
+    if arithmetic.activations == "realizar":
+        return realizar.ACTIVATION_BLOCKS.get(name)
+    if arithmetic.activations == "per 32":
+        return "Q8_1"
+    if arithmetic.activations == "per 256":
+        return "Q8_K" if columns % block_format("Q8_K").block_size == 0 else "Q8_0"
+    return engines
+
+
+def _through_blocks(x: Float[Array, "position in"], partner: str | int, arithmetic: Arithmetic) -> Array:
+    """`x` quantized and decoded again, in the arithmetic's type; straight through."""
+
+    def kernel(x: Array) -> Array:
+        if isinstance(partner, int):
+            codes, scale = realizar.quantize(x.astype(jnp.float32), partner)
+        else:
+            quantized = QUANTIZERS[partner](x.astype(jnp.float32))
+            codes, scale = quantized.codes, quantized.scale
+        values = codes.astype(arithmetic.dtype) * scale.astype(arithmetic.dtype)[..., None]
+        return values.reshape(x.shape)
+
+    return straight_through(kernel, lambda x: x.astype(arithmetic.dtype))(x)
+
+
+# Rows of a plain float matrix whose lanes are held at once.
+_ROWS_TOGETHER = 64
+
+
+def _exact_float_matmul(weight: Relaid, x: Float[Array, "position in"]) -> Float[Array, "position out"]:
+    """`ggml_vec_dot_f32` and `…_f16`: for the latter the activations are rounded to float16, too."""
+    equation = partial(float_matmul, weight.name, weight)
+
+    def kernel(x: Array) -> Array:
+        left = (x.astype(jnp.float16) if weight.name == "F16" else x).astype(jnp.float32)
+        rows = weight.codes[0].reshape(-1, weight.columns)[: weight.rows]
+        rows = jnp.pad(rows, ((0, -weight.rows % _ROWS_TOGETHER), (0, 0)))
+        pieces = rows.reshape(-1, _ROWS_TOGETHER, weight.columns)
+        products = jax.lax.map(lambda piece: exact_dot_f32(left, piece.astype(jnp.float32)), pieces)
+        return jnp.moveaxis(products, 0, 1).reshape(x.shape[0], -1)[:, : weight.rows]
+
+    return straight_through(kernel, equation)(x)
+
+
+def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmetic) -> Float[Array, "position out"]:
+    """`x W^T` as the arithmetic has it. Float weight types have no integer dots in any engine."""
+    name = weight.name
+    partner = _partner(name, weight.columns, arithmetic)
+    if partner is None:
+        if arithmetic.exact and arithmetic.emulates and weight.name in ("F32", "F16") and weight.columns % 32 == 0:
+            return _exact_float_matmul(weight, x)
+        return float_matmul(name, weight, x, dtype=arithmetic.dtype)
+    if arithmetic.activations == "engine" and arithmetic.matmul == "integer":
+        if arithmetic.exact and arithmetic.emulates:
+            return exact_matmul(name, weight, x)
+        return integer_matmul(name, weight, x).astype(arithmetic.dtype)
+    return float_matmul(name, weight, _through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)

@@ -1,0 +1,100 @@
+"""What realizar computes otherwise than llama.cpp: activation blocks, RMSNorm, softmax (kernels.md section 7).
+
+Read from its source (40edaa93), not run: no build of it was at hand. tests/qwen2/twins.py specifies
+each in NumPy. Sums here are in realizar's order: they are short.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from aprjax.blocks.fused import fused_multiply_add
+from aprjax.qwen2.rounding import added, narrow, wide
+
+# Which activation blocks each weight type takes. The others are multiplied as float32: Q5_K and Q6_K decoded
+# on the fly, Q5_0 and Q4_1 decoded as whole matrices.
+ACTIVATION_BLOCKS = {"Q4_K": 256, "Q4_0": 32, "Q8_0": 32}
+_LARGEST_CODE = 127
+# trueno's AVX2 sum of squares: four accumulators of eight lanes.
+_ACCUMULATORS, _LANES = 4, 8
+
+
+def quantize(x: Float[Array, "position width"], size: int) -> tuple[Array, Array]:
+    """Blocks of `size`: codes float32 `[position, blocks, size]` and float32 scales `[position, blocks]`.
+
+    The scale is max|x| / 127, never negative and not rounded to float16 (1/127 for a block of zeros of 256, as
+    for any: the codes are zero); codes are rounded with ties away from zero and clamped to -128 … 127.
+    """
+    blocks = x.astype(jnp.float32).reshape(x.shape[0], -1, size)
+    largest = jnp.max(jnp.abs(blocks), axis=-1)
+    # Barriers: XLA would multiply by 1/127, and turn 1/(a/b) into b/a.
+    divisor = lax.optimization_barrier(jnp.full_like(largest, _LARGEST_CODE))
+    scale = lax.optimization_barrier(jnp.where(largest > 0, largest, 1) / divisor)
+    scaled = blocks * (1 / scale)[..., None]
+    whole = jnp.trunc(scaled)
+    # Exact: the fraction of a float32 is one.
+    away = jnp.where(jnp.abs(scaled - whole) >= 0.5, jnp.sign(scaled), 0)
+    return jnp.clip(whole + away, -_LARGEST_CODE - 1, _LARGEST_CODE), scale
+
+
+def rms_norm_sequential(x: Float[Array, "position hidden"], weight: Array, eps: Any) -> Array:
+    """Apr's traced path: squares rounded, one float32 accumulator; `x / rms * weight`."""
+    with jax.enable_x64(True):
+        squares = narrow(wide(x) * wide(x))
+    return x / _root(_running_sum(squares), x.shape[-1], eps) * weight.astype(jnp.float32)
+
+
+def rms_norm_lanes(x: Float[Array, "position hidden"], weight: Array, eps: Any) -> Array:
+    """Trueno's AVX2 sum of squares, one FMA each; `x * (1 / rms) * weight`.
+
+    Which accumulators are added first at the end is not in the facts: neighbours are, then halves of the vector.
+    """
+    step = _ACCUMULATORS * _LANES
+    missing = -x.shape[-1] % step
+    # Zeros add nothing to any lane.
+    columns = jnp.pad(x, ((0, 0), (0, missing))).reshape(x.shape[0], -1, _ACCUMULATORS, _LANES).swapaxes(0, 1)
+    start = jnp.zeros(columns.shape[1:], jnp.float32)
+    sums = lax.scan(lambda sums, part: (fused_multiply_add(part, part, sums), None), start, columns)[0]
+    lanes = (sums[:, 0] + sums[:, 1]) + (sums[:, 2] + sums[:, 3])
+    lanes = lanes[:, :4] + lanes[:, 4:]
+    lanes = lanes[:, :2] + lanes[:, 2:]
+    root = _root(lanes[:, 0] + lanes[:, 1], x.shape[-1], eps)
+    return x * (jnp.float32(1) / root) * weight.astype(jnp.float32)
+
+
+def _root(total: Float[Array, " position"], width: int, eps: Any) -> Float[Array, "position 1"]:
+    # Barriers: XLA would multiply by the rounded inverse of the constant, and use an inverse square root.
+    mean = total / lax.optimization_barrier(jnp.full_like(total, width))
+    return lax.optimization_barrier(jnp.sqrt(added(mean, jnp.asarray(eps, jnp.float32))))[:, None]
+
+
+def _running_sum(values: Any) -> Any:
+    """One float32 accumulator over the last axis."""
+    columns = jnp.moveaxis(values, -1, 0)
+    return lax.scan(lambda total, column: (added(total, column), None), jnp.zeros_like(columns[0]), columns)[0]
+
+
+def _exponentials(scores: Any, visible: Any, exponential: Any) -> Any:
+    largest = jnp.max(jnp.where(visible[None], scores, -jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(visible[None], narrow(exponential(added(scores, -largest))), jnp.float32(0))
+
+
+def softmax_sequential(
+    scores: Float[Array, "head position key"], visible: Bool[Array, "position key"], exponential: Any
+) -> Float[Array, "head position key"]:
+    """One float32 accumulator, then a multiplication by its inverse."""
+    exponentials = _exponentials(scores, visible, exponential)
+    return exponentials * (jnp.float32(1) / _running_sum(exponentials))[..., None]
+
+
+def softmax_float(
+    scores: Float[Array, "head position key"], visible: Bool[Array, "position key"], exponential: Any
+) -> Float[Array, "head position key"]:
+    """`functional.masked_softmax` with another exponential."""
+    exponentials = _exponentials(scores, visible, exponential)
+    return exponentials / jnp.sum(exponentials, axis=-1, keepdims=True)
