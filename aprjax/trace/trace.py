@@ -184,8 +184,8 @@ class Trace:
                 metadata = stream.metadata() or {}
                 if metadata.get("schema") != SCHEMA:
                     raise ValueError(f"expected the schema {SCHEMA}, found {metadata.get('schema')!r}")
-                info = _read_info(metadata["info"])
-                _check_capture_points(json.loads(metadata["capture_points"]))
+                info = parse_info(json.loads(metadata["info"]))
+                check_capture_points(json.loads(metadata["capture_points"]))
                 shapes, extra = {}, []
                 for name in stream.keys():  # noqa: SIM118 - not a dict
                     if name.startswith(_EXTRA):
@@ -251,20 +251,32 @@ def _key(name: str) -> tuple[int, Stage]:
     return OUTSIDE if where == "whole" else int(where.removeprefix("layer.")), Stage(stage)
 
 
-def _read_info(text: str) -> TraceInfo:
-    """Raises ValueError or TypeError where the text is not what `asdict(TraceInfo)` makes."""
-    info = json.loads(text)
+def parse_info(document: Mapping[str, Any]) -> TraceInfo:
+    """A `TraceInfo` from what `asdict` makes of one.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is something else.
+    """
+    info = dict(document)
     for key in ("tokens", "positions", "head_positions"):
         info[key] = tuple(info[key])
         if not all(type(number) is int and number >= 0 for number in info[key]):
             raise ValueError(f"{key} are expected to be whole numbers from 0")
     if max((*info["positions"], *info["head_positions"]), default=-1) >= len(info["tokens"]):
         raise ValueError(f"positions lie beyond its {len(info['tokens'])} tokens")
+    named = {key: info[key] for key in ("path", "sha256", "format", "arithmetic")}
+    for key, text in (named | info.get("engine", {})).items():
+        if type(text) is not str:
+            raise ValueError(f"{key} is expected as text, found {text!r:.40}")
     return TraceInfo(**info)
 
 
-def _check_capture_points(found: Mapping[str, str]) -> None:
-    """Raises ValueError: values that were taken elsewhere are not comparable, however alike their names."""
+def check_capture_points(found: Mapping[str, str]) -> None:
+    """Checks that values were taken where ours are; taken elsewhere they are not comparable, whatever their names.
+
+    Raises:
+        ValueError: naming the first stage that was taken elsewhere.
+    """
     for stage, point in CAPTURE_POINTS.items():
         if found.get(stage) != point:
             raise ValueError(f"{stage} is expected as captured {point!r}, found {found.get(stage)!r}")
