@@ -1,6 +1,6 @@
 """Matrix products that equal ggml's plain AVX2 build bit for bit, in JAX: `exact_matmul`.
 
-The specification is twins.py; ggml's functions are `ggml_vec_dot_*` in ggml-cpu/arch/x86/quants.c and vec.cpp.
+The specification is twins.py; plain floats are in exact_floats.py.
 Three things make the bits:
 
 - Integers. Each of eight lanes L of a vector register sums elements 4L … 4L+3 of every 32 of a block. Here that is a
@@ -25,9 +25,12 @@ from jax import lax
 
 from aprjax.blocks.activations import QUANTIZERS, ActivationBlocks
 from aprjax.blocks.dot import no_cotangent, transposed_matmul
+from aprjax.blocks.exact_floats import exact_dot, exact_dot_f16, exact_dot_f32
 from aprjax.blocks.fused import fused_multiply_add
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, join_planes
+
+__all__ = ["exact_dot", "exact_dot_f16", "exact_dot_f32", "exact_matmul"]
 
 _LANES = 8
 # Running sums of one piece of rows: 2^17 float32 are 512 KiB, half of a typical second-level cache.
@@ -182,6 +185,8 @@ def _over_pieces(packed: Relaid, tokens: int, multiply: Any) -> Any:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
+    if packed.plain:
+        return _over_pieces(packed, x.shape[0], lambda piece: exact_dot(name, x, piece.codes[0]))
     activation = block_format(name).activation
     assert activation is not None
     quantized = QUANTIZERS[activation](x)
@@ -205,7 +210,8 @@ def exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
     Differentiable straight through, as `integer_matmul`.
 
     Args:
-        name: a quantized block type with an activation partner.
+        name: a quantized block type with an activation partner, or F32, F16, BF16: ggml rounds the activations to the
+            weights' type then.
         packed: the weights, re-laid.
         x: float32 `[tokens, in]`.
 
@@ -213,56 +219,12 @@ def exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
         float32 `[tokens, rows]`.
 
     Raises:
-        ValueError: the format has no integer dot, or the widths differ.
+        ValueError: ggml has no product with the format, or the widths differ.
     """
     if packed.name != name:
         raise ValueError(f"weights were re-laid as {packed.name}, asked to multiply as {name}")
     if x.ndim != 2 or x.shape[1] != packed.columns:
         raise ValueError(f"{name} weights take x[tokens, {packed.columns}], found {list(x.shape)}")
-    if block_format(name).activation is None:
-        raise ValueError(f"{name} has no activation partner in ggml")
+    if not packed.plain and block_format(name).activation is None:
+        raise ValueError(f"{name} is no type of ggml's: there is no product to be equal to")
     return _exact_matmul(name, packed, x.astype(jnp.float32))
-
-
-def exact_dot_f32(left: Any, right: Any) -> Any:
-    """The `ggml_vec_dot_f32` of the AVX2 build: of every row of `left` with every row of `right`.
-
-    Four running sums of eight lanes, 32 elements a step, one FMA each. For attention: `kq` is
-    `exact_dot_f32(queries, keys)` over the head's width, `kqv` is `exact_dot_f32(probabilities, values transposed)`
-    over the cache's padded length. Zero padding beyond a multiple of 32 changes no bit.
-
-    Args:
-        left: float32 `[..., m, n]`, n a multiple of 32.
-        right: float32 `[..., k, n]`; leading axes broadcast.
-
-    Returns:
-        float32 `[..., m, k]`.
-
-    Raises:
-        ValueError: n differs or is no multiple of 32.
-    """
-    width = left.shape[-1]
-    if right.shape[-1] != width or width % 32:
-        raise ValueError(f"expected two widths equal and a multiple of 32, found {width} and {right.shape[-1]}")
-
-    def steps(array: Any) -> Any:
-        # [..., rows, n] -> [n / 32, 32, ..., rows]
-        split = array.astype(jnp.float32).reshape(*array.shape[:-1], width // 32, 32)
-        return jnp.moveaxis(split, (-2, -1), (0, 1))
-
-    def add(sums: Any, step: Any) -> tuple[Any, None]:
-        one, other = step
-        return fused_multiply_add(one[..., :, None], other[..., None, :], sums), None
-
-    leading = jnp.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    start = jnp.zeros((32, *leading, left.shape[-2], right.shape[-2]), jnp.float32)
-    # Equal numbers of axes, so that the lanes' axis stays in front of the broadcast ones.
-    left = left.reshape(*(1,) * (len(leading) + 2 - left.ndim), *left.shape)
-    right = right.reshape(*(1,) * (len(leading) + 2 - right.ndim), *right.shape)
-    sums = lax.scan(add, start, (steps(left), steps(right)))[0]
-    accumulators = sums.reshape(4, 8, *sums.shape[1:])
-    pairs = accumulators[0:2] + accumulators[2:4]
-    eight = pairs[0] + pairs[1]
-    four = eight[0:4] + eight[4:8]
-    # Neighbours here, not halves as in `_add_four`.
-    return (four[0] + four[1]) + (four[2] + four[3])
