@@ -11,7 +11,6 @@ commands that need them.
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import sys
@@ -22,20 +21,16 @@ from dataclasses import replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from aprjax.checkpoint.fetch import Report
+from aprjax.console import progress, show
 
 UNREADABLE = 4
 INTERNAL_ERROR = 70  # EX_SOFTWARE of BSD's sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 READER_GONE = 141  # 128 + SIGPIPE
-PIPED_COLUMNS = 160
 
 EPILOG = (
     "Exit codes: 0 agree · 1 divergence · 2 usage · 3 unmeasured or inconclusive · "
@@ -178,7 +173,15 @@ def _arithmetic(name: str | None) -> str | None:
     return name
 
 
+def _check_prompt(prompt: str | None, prompt_file: Path | None, tokens: str | None, wrap: Wrap) -> None:
+    if sum(given is not None for given in (prompt, prompt_file, tokens)) > 1:
+        raise typer.BadParameter("give at most one of --prompt, --prompt-file, --tokens")
+    if tokens is not None and wrap is not Wrap.NONE:
+        raise typer.BadParameter("--wrap goes with text: token ids are taken as they are")
+
+
 SIDE = "checkpoint (.gguf, .apr, safetensors folder)"
+ENGINE = "a saved trace, an APRT folder, llama.cpp:FILE.gguf or hf:DIR"
 ARITHMETIC = "How {} computes: float32, float64, llama.cpp."
 
 
@@ -213,10 +216,7 @@ def layers(
 
     Without a prompt three probes are run: a direct question, the same in ChatML, and a text of about 500 tokens.
     """
-    if sum(given is not None for given in (prompt, prompt_file, tokens)) > 1:
-        raise typer.BadParameter("give at most one of --prompt, --prompt-file, --tokens")
-    if tokens is not None and wrap is not Wrap.NONE:
-        raise typer.BadParameter("--wrap goes with text: token ids are taken as they are")
+    _check_prompt(prompt, prompt_file, tokens, wrap)
     if arithmetic is not None and (model_arithmetic is not None or ref_arithmetic is not None):
         raise typer.BadParameter("give --arithmetic, or --model-arithmetic and --ref-arithmetic")
     from aprjax.bisect.command import run_layers
@@ -239,6 +239,41 @@ def layers(
 
 
 @command
+def trace(
+    side: Annotated[str, typer.Argument(metavar="SIDE", help=f"A {SIDE}, {ENGINE}.")],
+    *,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to run it on.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, from a UTF-8 file.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="IDS", help="The same, as token ids: 3838,374,220.")] = None,
+    wrap: Annotated[Wrap, typer.Option(help="Wrap the prompt in a ChatML user turn.")] = Wrap.NONE,
+    arithmetic: Annotated[
+        str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("a checkpoint"))
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The checkpoint that an APRT folder without sidecar came from.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE.safetensors|DIR", help="Save it: a folder is written as APRT.")
+    ] = None,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the summary as JSON; - is stdout.")
+    ] = None,
+) -> int:
+    """Capture what a checkpoint or an engine computes at every stage, and save it."""
+    _check_prompt(prompt, prompt_file, tokens, wrap)
+    from aprjax.trace.command import make_trace, render
+    from aprjax.trace.sides import NoTokens
+
+    asked = {"prompt": prompt, "prompt_file": prompt_file, "tokens": _token_ids(tokens), "times": wrap.value}
+    try:
+        summary = make_trace(side, **asked, arithmetic=arithmetic, file=file, target=save)
+    except NoTokens as error:
+        raise typer.BadParameter(str(error)) from None
+    show(lambda console: render(summary, console), summary, json_out)
+    return 0
+
+
+@command
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help=f"A {SIDE}.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A .gguf or .apr file, or a folder for safetensors.")],
@@ -253,11 +288,11 @@ def convert(
     from aprjax.checkpoint.convert import convert as convert_checkpoint
     from aprjax.checkpoint.render import render_conversion
 
-    with _progress() as report:
+    with progress() as report:
         done = convert_checkpoint(
             source, target, keep_blocks=keep_blocks, progress=lambda done, total: report("writing", done, total)
         )
-    _show(lambda console: render_conversion(done, console), done.to_json(), json_out)
+    show(lambda console: render_conversion(done, console), done.to_json(), json_out)
     return 0
 
 
@@ -284,7 +319,7 @@ def inspect(
 
         checkpoint = open_checkpoint(file)
         done, total = 0, sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-        with _progress() as report:
+        with progress() as report:
 
             def advance(nbytes: int) -> None:
                 nonlocal done
@@ -296,7 +331,7 @@ def inspect(
         known = {(finding.id, finding.tensor) for finding in inspection.findings}
         found = [finding for finding in found if (finding.id, finding.tensor) not in known]
         inspection = replace(inspection, findings=(*inspection.findings, *found))
-    _show(lambda console: render_inspection(inspection, console), inspection.to_json(), json_out)
+    show(lambda console: render_inspection(inspection, console), inspection.to_json(), json_out)
     return 0
 
 
@@ -311,54 +346,6 @@ def fetch(
 
     if model not in known_models():
         raise typer.BadParameter(f"the model {model!r} is unknown; known: {', '.join(known_models())}")
-    with _progress() as report:
+    with progress() as report:
         print(fetch_model(model, folder, report))
     return 0
-
-
-def _show(render: Callable[[Console], None], value: dict[str, Any], json_out: str | None) -> None:
-    """Prints for people, unless JSON takes stdout; writes JSON where it was asked for."""
-    # NaN has no place in JSON: who means "not measured" says null. ASCII survives any stdout encoding.
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n" if json_out is not None else ""
-    if json_out == "-":
-        sys.stdout.write(text)
-        return
-    if json_out is not None:
-        from aprjax.checkpoint.atomic import atomic_file
-
-        with atomic_file(json_out) as stream:
-            stream.write(text.encode("ascii"))
-    from rich.console import Console
-
-    # Wide enough for a tensor's line where no terminal says how wide it is: cut lines are no use to `grep`.
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    render(Console(width=PIPED_COLUMNS if piped else None, highlight=False))
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """A progress bar on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def report(what: str, done: int, total: int) -> None:
-            # A total of 1 stands for a step that is not counted in bytes: the numbers stay as they are.
-            if total > 1:
-                bar.update(task, description=what, completed=done, total=total)
-            else:
-                bar.update(task, description=what)
-
-        yield report

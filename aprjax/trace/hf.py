@@ -6,6 +6,7 @@ kernel, and `attn_scores`, which transformers' eager attention overwrites. They 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -85,6 +86,7 @@ def run_transformers(folder: str | Path, tokens: list[int]) -> MemoryTrace:
         tokens=tuple(tokens),
         positions=everyone,
         head_positions=everyone,
+        platform=f"{platform.machine()} cpu",
         engine=engine,
     )
     return MemoryTrace(info, values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,7 @@ def save_llama_cpp(
         tokens=tuple(tokens),
         positions=everyone,
         head_positions=everyone,
+        platform=f"{platform.machine()} cpu",
         engine={**engine, "threads": str(threads)},
     )
     request = {

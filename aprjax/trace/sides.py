@@ -32,6 +32,10 @@ Kind = Literal["checkpoint", "trace", "aprt", "llama.cpp", "hf"]
 _MOST_HEADER = 1 << 26
 
 
+class NoTokens(CheckpointError):
+    """A side that runs a model was given nothing to run it on."""
+
+
 @dataclass(frozen=True)
 class Side:
     """One side of a comparison.
@@ -68,8 +72,9 @@ class Side:
             raw: llama.cpp's own nodes to keep, too; see `run_llama_cpp`.
 
         Raises:
-            CheckpointError: a recorded side was made of other tokens; no tokens for a side that runs; an
-                arithmetic for a side that has its own; the engine failed.
+            NoTokens: no tokens for a side that runs a model.
+            CheckpointError: a recorded side was made of other tokens; an arithmetic for a side that has its
+                own; the engine failed.
         """
         if arithmetic is not None and self.kind != "checkpoint":
             raise CheckpointError(
@@ -87,9 +92,7 @@ class Side:
                 )
             return self.recorded
         if tokens is None:
-            raise CheckpointError(
-                "the side runs a model, and there are no tokens", file=self.path, fix="give --prompt or --tokens"
-            )
+            raise NoTokens("this side runs a model: give --prompt or --tokens", file=self.path)
         if self.kind == "llama.cpp":
             return run_llama_cpp(self.path, tokens, self.options, raw=raw)
         if self.kind == "hf":
@@ -101,7 +104,7 @@ class Side:
 
 
 def run_checkpoint(checkpoint: Checkpoint, tokens: list[int], arithmetic: Arithmetic | None = None) -> MemoryTrace:
-    """Runs a checkpoint by aprjax and returns every stage (by default in float32).
+    """Runs a checkpoint by aprjax and returns every stage (by default under the arithmetic `llama.cpp`).
 
     Raises:
         CheckpointError: the file lacks what a forward pass needs, or the tokens are not the model's.
@@ -113,7 +116,7 @@ def run_checkpoint(checkpoint: Checkpoint, tokens: list[int], arithmetic: Arithm
     from aprjax.trace.engine import check_tokens
 
     check_tokens(checkpoint, tokens)
-    arithmetic = arithmetic or PRESETS["float32"]
+    arithmetic = arithmetic or PRESETS["llama.cpp"]
     _, values = Qwen2(checkpoint, arithmetic).run_with_cache(tokens)
     everyone = tuple(range(len(tokens)))
     info = TraceInfo(

@@ -1,0 +1,160 @@
+"""What `python -m aprjax trace` does: open a side, run it, summarise what was captured, save it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.types import CheckpointError
+from aprjax.qwen2.arithmetic import preset
+from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.text import Tokenizer, wrap
+from aprjax.trace.aprt_writer import write_aprt
+from aprjax.trace.memory import AnyTrace, save
+from aprjax.trace.sides import Side, open_side
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA = "aprjax.trace-summary/1"
+
+
+def make_trace(
+    side: str,
+    *,
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    tokens: list[int] | None = None,
+    times: str = "none",
+    arithmetic: str | None = None,
+    file: Path | None = None,
+    target: Path | None = None,
+) -> dict[str, Any]:
+    """Traces a side and saves it where that is asked for; see `aprjax.cli.trace` for the options.
+
+    Returns:
+        The summary, as JSON values.
+
+    Raises:
+        CheckpointError: the side cannot be opened or run, or the target cannot be written.
+    """
+    config = open_checkpoint(file).config if file is not None else None
+    opened = open_side(side, config=config, tokens=tokens)
+    ids = tokens if tokens is not None else _tokenize(opened, prompt, prompt_file, times)
+    trace = opened.trace(ids, arithmetic=preset(arithmetic) if arithmetic is not None else None)
+    left_out = _save(trace, target) if target is not None else ()
+    info = trace.info
+    return {
+        "schema": SCHEMA,
+        "side": {
+            "text": side,
+            "kind": opened.kind,
+            "path": info.path,
+            "sha256": info.sha256,
+            "format": info.format,
+            "arithmetic": info.arithmetic,
+            "engine": dict(info.engine),
+        },
+        "tokens": list(info.tokens),
+        "positions": list(info.positions),
+        "head_positions": list(info.head_positions),
+        "values": [{"layer": layer, "stage": str(stage), **_statistics(trace[layer, stage])} for layer, stage in trace],
+        "absent": _absent(trace),
+        "unvouched": dict(getattr(trace, "unvouched", {})),
+        "saved": None if target is None else str(target),
+        "left_out": list(left_out),
+    }
+
+
+def _tokenize(side: Side, prompt: str | None, prompt_file: Path | None, times: str) -> list[int] | None:
+    if prompt_file is not None:
+        try:
+            prompt = prompt_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"the prompt is not UTF-8: {error}", file=prompt_file, offset=error.start, fix="save it as UTF-8"
+            ) from None
+    if prompt is None:
+        return None
+    if side.checkpoint is None:
+        raise CheckpointError(
+            "a recorded trace has its tokens, and no tokenizer to make others",
+            file=side.path,
+            fix="leave the prompt out",
+        )
+    wrapped = wrap(prompt, times)  # pyright: ignore[reportArgumentType] - the command line has checked it
+    ids = Tokenizer.from_checkpoint(side.checkpoint).encode(wrapped)
+    if not ids:
+        raise CheckpointError("the prompt has no tokens", file=side.path, fix="give a prompt that is not empty")
+    return ids
+
+
+def _save(trace: AnyTrace, target: Path) -> tuple[str, ...]:
+    if target.suffix == ".safetensors":
+        save(trace, target)
+        return ()
+    return write_aprt(trace, target)
+
+
+def _absent(trace: AnyTrace) -> list[str]:
+    """Stages that no layer has: unmeasured, not equal."""
+    present = {stage for _, stage in trace}
+    return [str(stage) for stage in Stage if stage not in present]
+
+
+def _statistics(values: np.ndarray) -> dict[str, Any]:
+    """Shape, and what the finite values are like; None where there are none."""
+    nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    finite = values[np.isfinite(values)] if nan or infinite else values
+    known = finite.size > 0
+    return {
+        "shape": list(values.shape),
+        "mean": float(finite.mean(dtype=np.float64)) if known else None,
+        # The sample standard deviation, as the upstream contracts have it.
+        "std": float(finite.std(dtype=np.float64, ddof=1)) if finite.size > 1 else None,
+        "max_abs": float(np.abs(finite).max()) if known else None,
+        "nan": nan,
+        "inf": infinite,
+    }
+
+
+def render(summary: dict[str, Any], console: Console) -> None:
+    """Shows a summary: what ran, one line per layer, what is absent, what was saved."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    side = summary["side"]
+    console.print(f"[bold]{escape(side['text'])}[/bold]: {side['kind']}, arithmetic {escape(side['arithmetic'])}")
+    console.print(f"file: {escape(side['path'])}, sha256 {side['sha256'] or 'not known'}")
+    for key, value in side["engine"].items():
+        console.print(f"  {escape(key)}: {escape(value.strip())}")
+    console.print(f"tokens: {len(summary['tokens'])}")
+    table = Table("layer", "stages", "output std", "output max |x|", "NaN", "Inf")
+    layers = sorted({value["layer"] for value in summary["values"]})
+    for layer in layers:
+        here = [value for value in summary["values"] if value["layer"] == layer]
+        output = next((v for v in here if v["stage"] in (Stage.POST_FFN_RESIDUAL, Stage.LM_HEAD)), None)
+        table.add_row(
+            "whole" if layer == OUTSIDE else str(layer),
+            str(len(here)),
+            _number(output, "std"),
+            _number(output, "max_abs"),
+            str(sum(value["nan"] for value in here)),
+            str(sum(value["inf"] for value in here)),
+        )
+    console.print(table)
+    if summary["absent"]:
+        console.print(f"unmeasured, since the side does not yield them: {', '.join(summary['absent'])}")
+    for name, reason in summary["unvouched"].items():
+        console.print(f"not taken: {escape(name)}: {escape(reason)}")
+    for sentence in summary["left_out"]:
+        console.print(f"not saved: {sentence}")
+    if summary["saved"]:
+        console.print(f"saved: {escape(summary['saved'])}")
+
+
+def _number(output: dict[str, Any] | None, key: str) -> str:
+    return "-" if output is None or output[key] is None else f"{output[key]:.4g}"
