@@ -14,7 +14,7 @@ STEP = 32
 
 
 def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray | np.float32) -> np.ndarray:
-    """`a * b + c` of float32 rounded once: correct for every finite input, subnormal results included.
+    """`a * b + c` of float32 rounded once: subnormal numbers, infinities and NaN as IEEE 754 has them.
 
     Args:
         a: float32, any shape.
@@ -26,9 +26,9 @@ def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray | np.float32)
         exact, the neighbour of the exact value whose last bit is 1 is taken. From that, rounding to float32 gives the
         same as rounding the exact value, because 53 >= 24 + 2 (Boldo and Melquiond, IEEE Trans. Comp. 57(4), 2008).
     """
-    product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
-    c = np.asarray(c, np.float64)
+    a, b, c = (np.asarray(value, np.float64) for value in (a, b, c))
     with np.errstate(over="ignore", invalid="ignore"):
+        product = a * b
         total = np.asarray(product + c)
         # Knuth's two-sum: total + error is the exact sum. An infinite total has a NaN for an error: no correction.
         back = total - product

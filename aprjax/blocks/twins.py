@@ -198,4 +198,6 @@ def vec_dot(name: str, packed: np.ndarray, x: np.ndarray) -> np.ndarray:
     width = packed.shape[-2] * blocks.block_size
     if x.shape[-1] != width:
         raise ValueError(f"{name} weights of {packed.shape[-2]} blocks take x[…, {width}], found {list(x.shape)}")
-    return _TWINS[name](blocks.unpack(packed), QUANTIZERS[blocks.activation](x))
+    # Infinite scales and sums beyond float32 give infinities and NaN, as in ggml.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _TWINS[name](blocks.unpack(packed), QUANTIZERS[blocks.activation](x))

@@ -6,7 +6,7 @@ import ctypes
 
 import numpy as np
 
-from aprjax.blocks import FORMATS, block_format
+from aprjax.blocks import FORMATS, block_format, encode
 
 QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 # Where a block keeps its float16 scales: [first byte, end).
@@ -133,3 +133,41 @@ def value_cases(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "groups far apart": rng.normal(size=shape) * np.repeat(10.0 ** rng.uniform(-18, 3, (64, 64)), 16, 1),
     }
     return {name: np.ascontiguousarray(values, np.float32) for name, values in cases.items()}
+
+
+def ggml_float_dots(library: ctypes.CDLL, name: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`vec_dot` of a plain type, row by row: float32 `[n, width]` twice -> `[n]`, both rounded to the type first."""
+    vec_dot = _VEC_DOT(ggml_traits(library, name).vec_dot)
+    left, right = (
+        encode(name, np.ascontiguousarray(side, np.float32)).reshape(len(side), -1) for side in (left, right)
+    )
+    out = np.empty(len(left), np.float32)
+    width = left.shape[1] // FORMATS[name].block_bytes
+    for index in range(len(left)):
+        target = out[index:].ctypes.data
+        vec_dot(width, target, 0, left[index].ctypes.data, 0, right[index].ctypes.data, 0, 1)
+    return out
+
+
+def adversarial_weights(name: str, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """`uint8[rows, blocks, block_bytes]`: saturated and empty codes, and scales that are zero, subnormal, 1 or huge."""
+    blocks = FORMATS[name]
+    first, end = SCALE_BYTES.get(name, (0, 2))
+    count = columns // blocks.block_size
+    codes = [np.full((count, blocks.block_bytes), fill, np.uint8) for fill in (0x00, 0xFF, 0x80, 0x7F, 0x88, 0xF0)]
+    # Q8_0 and the group scales of Q6_K: ±127 and -128 in turn.
+    codes.append(np.resize(np.array([0x7F, 0x81, 0x80], np.uint8), (count, blocks.block_bytes)))
+    codes.append(random_blocks(name, (count,), rng))
+    rows = []
+    # Zero, the smallest float16, the largest subnormal, one, minus one, the largest.
+    for scale in (0.0, 2**-24, 2**-14 - 2**-24, 1.0, -1.0, 65504.0):
+        for row in codes:
+            packed = row.copy()
+            packed[:, first:end] = np.full((end - first) // 2, scale, "<f2").view(np.uint8)
+            rows.append(packed)
+    # Scales of very different size within a row, and one block alone.
+    mixed = random_blocks(name, (4, count), rng)
+    scales = rng.normal(size=(4, count, (end - first) // 2)) * 10.0 ** rng.uniform(-7, 4, (4, count, 1))
+    mixed[..., first:end] = scales.astype("<f2").view(np.uint8)
+    mixed[3, 1:, first:end] = 0
+    return np.concatenate([np.stack(rows), mixed])
