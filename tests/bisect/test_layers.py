@@ -53,7 +53,7 @@ def place(report: LayersReport) -> tuple[int, Stage] | None:
     return None if first is None else (first.layer, first.stage)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ["float32", "float64", "llama.cpp"])
 def test_a_clean_pair_agrees_to_the_bit(folder: Path, reference: Checkpoint, name: str) -> None:
     twin = write_tiny(folder / "twin.apr", tiny_checkpoint(types=TYPES))
     report = compare(twin, reference, arithmetics=(name, name))
