@@ -38,9 +38,23 @@ def tensors_of(layer: int, stage: Stage) -> tuple[str, ...]:
 
 
 def cause_of(
-    layer: int, stage: Stage, files: FilesReport, arithmetics: tuple[Arithmetic, Arithmetic]
+    layer: int,
+    stage: Stage,
+    files: FilesReport | None,
+    arithmetics: tuple[Arithmetic, Arithmetic],
+    *,
+    engine: str | None = None,
 ) -> tuple[str, str]:
-    """Why this stage's output differs although its inputs agree, and the next step, one sentence each."""
+    """Why this stage's output differs although its inputs agree, and the next step, one sentence each.
+
+    `files` is None where a trace's own file is not at hand; `engine` names what computed a trace.
+    """
+    if files is None:
+        return (
+            f"{engine} computed something else here than the file gives from the same inputs, and the file that it "
+            "ran is not at hand",
+            "give the file that the trace was made from, or see `python -m aprjax replay`",
+        )
     for key in STAGE_CONFIG.get(stage, ()):
         if key in files.config:
             ours, theirs = files.config[key]
@@ -63,6 +77,11 @@ def cause_of(
             "run both sides under --arithmetic float32 to compare the files alone",
         )
     ours, theirs = arithmetics
+    if engine is not None:
+        return (
+            f"the files agree here; {engine} computes this stage otherwise than {ours.name} arithmetic",
+            "`python -m aprjax replay --arithmetic auto` says which arithmetic explains it, if any",
+        )
     if ours != theirs:
         return (
             f"the files agree here; {ours.name} and {theirs.name} compute this stage differently",

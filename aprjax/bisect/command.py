@@ -6,21 +6,22 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aprjax.bisect.files import FilesReport, compare_files
+from aprjax.bisect.files import compare_files
 from aprjax.bisect.layers import layers
-from aprjax.bisect.lockstep import LayerPair, Runner
+from aprjax.bisect.lockstep import LayerPair
+from aprjax.bisect.open_sides import Opened, arithmetics, open_two, run_side
 from aprjax.bisect.render_terminal import print_reports
 from aprjax.bisect.report import SCHEMA, LayersReport, SidedFinding, Verdict
 from aprjax.bisect.tokens import TokensReport, tokenize_both
-from aprjax.checkpoint import open_checkpoint
+from aprjax.bisect.traced import Side, Traced
 from aprjax.checkpoint.atomic import atomic_file
-from aprjax.checkpoint.types import Checkpoint, CheckpointError
-from aprjax.qwen2.arithmetic import Arithmetic, preset
+from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.text.probes import PROBES
@@ -47,20 +48,23 @@ def run_layers(
 ) -> int:
     """Runs `layers` as the command line asks; see `aprjax.cli.layers` for the options. Returns the exit code."""
     enable_compilation_cache()
-    sides = open_checkpoint(model), open_checkpoint(ref)
-    prompts = _prompts(*sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
+    sides = open_two(model, ref)
+    prompts = _prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
     with _progress() as progress:
-        files = compare_files(*sides, progress=lambda done, total: progress("comparing the files", done, total))
-        arithmetics = _arithmetics(files, arithmetic, model_arithmetic, ref_arithmetic)
-        runners = Runner(sides[0], arithmetics[0]), Runner(sides[1], arithmetics[1])
+        first, second = (side.checkpoint for side in sides)
+        files = None
+        if first is not None and second is not None:
+            files = compare_files(first, second, progress=lambda d, t: progress("comparing the files", d, t))
+        run_by = arithmetics(sides, files, both=arithmetic, model=model_arithmetic, ref=ref_arithmetic)
         reports = []
         for asked in prompts:
             chosen = _positions(positions, len(asked.ids))
             with ExitStack() as stack:
-                observe = _observer(stack, save_trace, runners, asked, chosen, many=len(prompts) > 1)
+                pair = [run_side(s, asked.ids, a, stack) for s, a in zip(sides, run_by, strict=True)]
+                observe = _observer(stack, save_trace, (pair[0], pair[1]), asked, chosen, many=len(prompts) > 1)
                 reports.append(
                     layers(
-                        *runners,
+                        *pair,
                         tokens=asked,
                         positions=chosen,
                         files=files,
@@ -68,7 +72,8 @@ def run_layers(
                         observe=observe,
                     )
                 )
-    reports = [_with_note(r, files, arithmetic, model_arithmetic, ref_arithmetic) for r in reports]
+    if not any((arithmetic, model_arithmetic, ref_arithmetic)) and all(side.runs_here for side in sides):
+        reports = [_with_note(report) for report in reports]
     document = combined_json(reports)
     if json_out != "-":
         print_reports(reports)
@@ -98,8 +103,7 @@ def combined_json(reports: list[LayersReport]) -> dict[str, Any]:
 
 
 def _prompts(
-    model: Checkpoint,
-    ref: Checkpoint,
+    sides: tuple[Opened, Opened],
     *,
     prompt: str | None,
     prompt_file: Path | None,
@@ -108,6 +112,16 @@ def _prompts(
 ) -> list[TokensReport]:
     if tokens is not None:
         return [TokensReport("tokens", None, "none", tuple(tokens))]
+    recorded = next((side.tokens for side in sides if side.tokens is not None), None)
+    if recorded is not None and prompt is None and prompt_file is None:
+        return [TokensReport("trace", None, "none", recorded)]
+    known = [side.checkpoint for side in sides if side.checkpoint is not None]
+    if not known:
+        raise CheckpointError(
+            "a prompt, and no file whose tokenizer could encode it",
+            fix="leave the prompt out: the trace has its tokens",
+        )
+    model, ref = known[0], known[-1]
     if prompt_file is not None:
         try:
             prompt = prompt_file.read_text(encoding="utf-8")
@@ -123,24 +137,10 @@ def _prompts(
     ]
 
 
-def _arithmetics(
-    files: FilesReport, both: str | None, model: str | None, ref: str | None
-) -> tuple[Arithmetic, Arithmetic]:
-    """The asked arithmetics; unasked, llama.cpp's, or float32 where the files hold other block types.
-
-    Engines multiply another block type by another kernel. Where the same weights are stored as Q5_0 and
-    as F32, only decoded arithmetic compares the files and nothing else.
-    """
-    default = "float32" if any(len(set(t.block_types)) > 1 for t in files.tensors) else "llama.cpp"
-    return preset(model or both or default), preset(ref or both or default)
-
-
-def _with_note(report: LayersReport, files: FilesReport, *asked: str | None) -> LayersReport:
+def _with_note(report: LayersReport) -> LayersReport:
     """Says so when the arithmetic was chosen here and is not the engines' own."""
-    if any(asked) or report.sides["ref"].arithmetic == "llama.cpp":
+    if report.sides["ref"].arithmetic == "llama.cpp":
         return report
-    from dataclasses import replace
-
     note = SidedFinding(
         "arithmetic-chosen",
         "info",
@@ -167,7 +167,7 @@ def _positions(text: str, count: int) -> tuple[int, ...]:
 def _observer(
     stack: ExitStack,
     path: Path | None,
-    runners: tuple[Runner, Runner],
+    pair: tuple[Side, Side],
     asked: TokensReport,
     positions: tuple[int, ...],
     *,
@@ -181,20 +181,24 @@ def _observer(
     stem = path.with_suffix("") if path.suffix == ".safetensors" else path
     label = f".{asked.name}" if many else ""
     writers = {}
-    for side, runner in zip(("model", "ref"), runners, strict=True):
-        info = TraceInfo(
-            path=str(runner.checkpoint.path),
-            sha256=runner.checkpoint.sha256(),
-            format=runner.checkpoint.format,
-            arithmetic=runner.arithmetic.name,
-            tokens=asked.ids,
-            positions=tuple(range(len(asked.ids))),
-            head_positions=positions,
-            platform=this_platform(),
-        )
-        target = stem.with_name(f"{stem.name}{label}.{side}.safetensors")
-        writer = TraceWriter(target, info, layers=runner.checkpoint.config.num_layers)
-        writers[side] = stack.enter_context(writer)
+    for name, side in zip(("model", "ref"), pair, strict=True):
+        if isinstance(side, Traced):
+            info = replace(side.trace.info, head_positions=positions)
+            layers = 1 + max((layer for layer, _ in side.trace), default=0)
+        else:
+            info = TraceInfo(
+                path=str(side.checkpoint.path),
+                sha256=side.checkpoint.sha256(),
+                format=side.checkpoint.format,
+                arithmetic=side.arithmetic.name,
+                tokens=asked.ids,
+                positions=tuple(range(len(asked.ids))),
+                head_positions=positions,
+                platform=this_platform(),
+            )
+            layers = side.checkpoint.config.num_layers
+        target = stem.with_name(f"{stem.name}{label}.{name}.safetensors")
+        writers[name] = stack.enter_context(TraceWriter(target, info, layers=layers))
 
     def observe(pair: LayerPair) -> None:
         for side, values in (("model", pair.model), ("ref", pair.ref)):

@@ -8,16 +8,16 @@ follows it is inherited. Nothing here prints.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from aprjax.bisect.cause import cause_of
 from aprjax.bisect.files import FilesReport, compare_files
-from aprjax.bisect.lockstep import LayerPair, Runner, WeightSource, run_final, run_layers
+from aprjax.bisect.lockstep import LayerPair, WeightSource, run_final, run_layers
 from aprjax.bisect.margins import margins
-from aprjax.bisect.metrics import Sums, massive_channels, relative_l2, without_channels
+from aprjax.bisect.metrics import UNMEASURED, Sums, massive_channels, relative_l2, without_channels
 from aprjax.bisect.noise import NoiseFloor
 from aprjax.bisect.report import (
     FirstDivergence,
@@ -32,7 +32,8 @@ from aprjax.bisect.report import (
     sided,
 )
 from aprjax.bisect.tokens import TokensReport
-from aprjax.checkpoint.types import Finding
+from aprjax.bisect.traced import Side, Traced, traced_pairs
+from aprjax.checkpoint.types import CheckpointError, Finding
 from aprjax.qwen2.loading import require_runnable
 from aprjax.qwen2.stages import OUTSIDE, Stage
 
@@ -47,9 +48,9 @@ class _State:
     """What accumulates while the layers go by."""
 
     noise: NoiseFloor
-    files: FilesReport
-    model: Runner
-    ref: Runner
+    files: FilesReport | None
+    model: Side
+    ref: Side
     rows: list[int]
     positions: tuple[int, ...]
     layers: list[LayerReport] = field(default_factory=list)
@@ -60,8 +61,8 @@ class _State:
 
 
 def layers(
-    model: Runner,
-    ref: Runner,
+    model: Side,
+    ref: Side,
     *,
     tokens: TokensReport,
     positions: tuple[int, ...],
@@ -69,7 +70,7 @@ def layers(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     observe: Callable[[LayerPair], None] = lambda pair: None,
 ) -> LayersReport:
-    """Compares two models on the same tokens.
+    """Compares two models, or what is kept of them as traces, on the same tokens.
 
     Args:
         model: the side under suspicion.
@@ -81,23 +82,26 @@ def layers(
         observe: given every pair of captured values, for saving traces.
 
     Raises:
-        CheckpointError: a file lacks what a forward pass needs.
+        CheckpointError: a file lacks what a forward pass needs, or a trace is of other tokens, positions or shapes.
         ValueError: a position lies outside the tokens.
     """
     clock = {"start": time.perf_counter()}
     if not positions or min(positions) < 0 or max(positions) >= len(tokens.ids):
         raise ValueError(f"positions {positions} do not all lie within the {len(tokens.ids)} tokens")
-    if files is None:
+    for side in (model, ref):
+        _require_same_tokens(side, tokens, positions)
+    if files is None and model.checkpoint is not None and ref.checkpoint is not None:
         files = compare_files(model.checkpoint, ref.checkpoint, progress=lambda d, t: progress("files", d, t))
     clock["files"] = time.perf_counter()
     state = _State(NoiseFloor(), files, model, ref, list(positions), positions)
     findings = _findings(model, ref, files, tokens)
-    if files.dimensions:
+    if files is not None and files.dimensions:
         keys = ", ".join(f"{k} ({a} and {b})" for k, (a, b) in files.dimensions.items())
         state.unmeasured = f"the two models have other dimensions and cannot be compared stage by stage: {keys}"
     else:
-        require_runnable(model.checkpoint)
-        require_runnable(ref.checkpoint)
+        for side in (model, ref):
+            if side.checkpoint is not None:
+                require_runnable(side.checkpoint)
         _measure(state, tokens, progress, observe)
     clock["layers"] = time.perf_counter()
     verdict, reason = _verdict(state, tokens)
@@ -115,15 +119,52 @@ def layers(
     )
 
 
-def _findings(model: Runner, ref: Runner, files: FilesReport, tokens: TokensReport) -> tuple[SidedFinding, ...]:
-    met = [sided(f, "model") for f in model.checkpoint.findings] + [sided(f, "ref") for f in ref.checkpoint.findings]
-    summary = Finding("files-compared", "info", files.sentence())
-    return (*(sided(f, "both") for f in (summary, *files.findings(), *tokens.findings)), *met)
+def _require_same_tokens(side: Side, tokens: TokensReport, positions: tuple[int, ...]) -> None:
+    """A trace can only be compared on the tokens and at the positions that it was recorded with."""
+    if not isinstance(side, Traced):
+        return
+    info = side.trace.info
+    if info.tokens != tokens.ids:
+        raise CheckpointError(
+            f"the trace is of {len(info.tokens)} tokens ({_few(info.tokens)}), to be compared are {len(tokens.ids)} "
+            f"({_few(tokens.ids)})",
+            file=info.path,
+            fix="record the trace with the same tokens, or leave the prompt out to take the trace's own",
+        )
+    missing = sorted(set(positions) - set(info.head_positions))
+    if missing:
+        raise CheckpointError(
+            f"the trace has no logits at {len(missing)} of the compared positions, the first is {missing[0]}",
+            file=info.path,
+            fix="ask for --positions that the trace has, or record it again with all",
+        )
 
 
-def _side(runner: Runner) -> SideInfo:
-    checkpoint = runner.checkpoint
-    return SideInfo(str(checkpoint.path), checkpoint.sha256(), checkpoint.format, runner.arithmetic.name)
+def _few(tokens: tuple[int, ...]) -> str:
+    return ", ".join(map(str, tokens[:4])) + (" …" if len(tokens) > 4 else "")
+
+
+def _findings(model: Side, ref: Side, files: FilesReport | None, tokens: TokensReport) -> tuple[SidedFinding, ...]:
+    if files is None:
+        text = "The files cannot be compared: the one that the trace was made from is not at hand."
+        about = [Finding("files-compared", "info", text)]
+    else:
+        about = [Finding("files-compared", "info", files.sentence()), *files.findings()]
+    found = [sided(f, "both") for f in (*about, *tokens.findings)]
+    for name, side in (("model", model), ("ref", ref)):
+        found += [sided(f, name) for f in (side.checkpoint.findings if side.checkpoint is not None else ())]
+        if isinstance(side, Traced) and side.missing:
+            text = f"not in the trace, so not measured: {', '.join(side.missing)}"
+            found.append(SidedFinding("stages-unmeasured", "warning", text, side=name))
+    return tuple(found)
+
+
+def _side(side: Side) -> SideInfo:
+    if isinstance(side, Traced):
+        info = side.trace.info
+        return SideInfo(info.path, info.sha256, f"trace of {info.format}", info.arithmetic)
+    checkpoint = side.checkpoint
+    return SideInfo(str(checkpoint.path), checkpoint.sha256(), checkpoint.format, side.arithmetic.name)
 
 
 def _measure(
@@ -132,35 +173,43 @@ def _measure(
     progress: Callable[[str, int, int], None],
     observe: Callable[[LayerPair], None],
 ) -> None:
-    total = state.ref.checkpoint.config.num_layers + 1
-    weights = WeightSource(state.files.same_bytes)
-    hidden: tuple[np.ndarray, np.ndarray] | None = None
-    for index, pair in enumerate(run_layers(state.model, state.ref, list(tokens.ids), weights)):
-        progress("layers", index, total)
-        if isinstance(pair, tuple):
-            hidden = pair
-            break
-        observe(pair)
-        stages = _stage_reports(state, pair)
-        if pair.layer == OUTSIDE:
-            state.outside.update(stages)
-        else:
-            state.layers.append(LayerReport(pair.layer, stages))
-    assert hidden is not None
+    known = state.ref.checkpoint or state.model.checkpoint
+    total = 1 if known is None else known.config.num_layers + 1
     final = {stage: _StageSums() for stage in (Stage.FINAL_NORM, Stage.LM_HEAD)}
-    for rows, pair in run_final(state.model, state.ref, hidden, state.rows, weights):
+    for index, (rows, pair) in enumerate(_pairs(state, list(tokens.ids))):
+        progress("layers", min(index, total), total)
         observe(pair)
-        state.margins += margins(pair.model[Stage.LM_HEAD], pair.ref[Stage.LM_HEAD], rows)
-        for stage, sums in final.items():
-            sums.add(state, pair, stage, list(range(len(rows))), rows)
+        if pair.layer != OUTSIDE:
+            state.layers.append(LayerReport(pair.layer, _stage_reports(state, pair)))
+        elif Stage.EMBEDDING in {*pair.model, *pair.ref}:
+            state.outside.update(_stage_reports(state, pair))
+        else:
+            if Stage.LM_HEAD in pair.model and Stage.LM_HEAD in pair.ref:
+                state.margins += margins(pair.model[Stage.LM_HEAD], pair.ref[Stage.LM_HEAD], rows)
+            for stage, sums in final.items():
+                sums.add(state, pair, stage, list(range(len(rows))), rows)
     for stage, sums in final.items():
         state.outside[stage] = sums.report(state, OUTSIDE, stage)
     progress("layers", total, total)
 
 
+def _pairs(state: _State, tokens: list[int]) -> Iterator[tuple[list[int], LayerPair]]:
+    """(positions of the head's rows, both sides): the embedding, every layer, then the head in batches."""
+    model, ref = state.model, state.ref
+    if isinstance(model, Traced) or isinstance(ref, Traced):
+        yield from traced_pairs(model, ref, tokens, state.rows)
+        return
+    weights = WeightSource((lambda name: False) if state.files is None else state.files.same_bytes)
+    for pair in run_layers(model, ref, tokens, weights):
+        if isinstance(pair, tuple):
+            yield from run_final(model, ref, pair, state.rows, weights)
+        else:
+            yield state.rows, pair
+
+
 def _stage_reports(state: _State, pair: LayerPair) -> dict[Stage, StageReport]:
     reports: dict[Stage, StageReport] = {}
-    for stage in pair.ref:
+    for stage in [stage for stage in Stage if stage in pair.ref or stage in pair.model]:
         sums = _StageSums()
         sums.add(state, pair, stage, state.rows, state.rows)
         reports[stage] = sums.report(state, pair.layer, stage)
@@ -173,20 +222,25 @@ class _StageSums:
     def __init__(self) -> None:
         self.free, self.local, self.arithmetic, self.from_file, self.rest = Sums(), Sums(), Sums(), Sums(), Sums()
         self.mixed = False
+        self.missing = ""
         self.tolerance: float | None = None
         self.channels: tuple[int, ...] | None = None
 
     def add(self, state: _State, pair: LayerPair, stage: Stage, rows: list[int], positions: list[int]) -> None:
         """Adds the rows of one pair; `positions` are the rows' positions among the tokens."""
+        if stage not in pair.model or stage not in pair.ref:
+            self.missing = f"the {'reference' if stage in pair.model else 'model'}'s trace lacks this stage"
+            return
         ours, theirs, local = pair.model[stage][rows], pair.ref[stage][rows], pair.local[stage][rows]
         _check_finite(state, (pair.layer, stage), ours, theirs, positions)
         self.free.add(ours, theirs)
-        self.local.add(local, theirs)
-        from_file = relative_l2(local, theirs)
+        against = theirs if pair.against is None else pair.against[stage][rows]
+        self.local.add(local, against)
+        from_file = relative_l2(local, against)
         if pair.local_ref_file is not None:
             self.mixed = True
             same_file = pair.local_ref_file[stage][rows]
-            self.arithmetic.add(same_file, theirs)
+            self.arithmetic.add(same_file, against)
             # What the file itself adds: the two files under one arithmetic, from the same inputs.
             self.from_file.add(local, same_file)
             from_file = relative_l2(local, same_file)
@@ -201,13 +255,15 @@ class _StageSums:
 
     def report(self, state: _State, layer: int, stage: Stage) -> StageReport:
         """The stage's report; the first stage beyond its tolerance is accused."""
+        if self.missing:
+            return StageReport(UNMEASURED, None, unmeasured=self.missing)
         from_file = (self.from_file if self.mixed else self.local).rel_l2
         beyond = self.tolerance is not None and from_file is not None and from_file > self.tolerance
         if state.first is None and state.unmeasured is None and beyond:
             state.first = _accuse(state, layer, stage)
         channels = self.channels or ()
         free = self.free.distance()
-        row, channel = free.max_abs_at
+        row, channel = free.max_abs_at or (0, 0)
         return StageReport(
             distance=replace(free, max_abs_at=(state.positions[row], channel)),
             local_rel_l2=self.local.rel_l2,
@@ -239,7 +295,9 @@ def _check_finite(
 
 
 def _accuse(state: _State, layer: int, stage: Stage) -> FirstDivergence:
-    cause, step = cause_of(layer, stage, state.files, (state.model.arithmetic, state.ref.arithmetic))
+    engine = next((s.engine for s in (state.model, state.ref) if isinstance(s, Traced)), None)
+    arithmetics = (state.model.arithmetic, state.ref.arithmetic)
+    cause, step = cause_of(layer, stage, state.files, arithmetics, engine=engine)
     return FirstDivergence(layer, stage, cause, step)
 
 
@@ -260,7 +318,8 @@ def _verdict(state: _State, tokens: TokensReport) -> tuple[Verdict, str]:
         return Verdict.DIVERGENCE, state.first.cause
     flips = [m for m in state.margins if m.flip]
     if not flips:
-        touched = any(not t.same_values for t in state.files.tensors) or state.files.config
+        files = state.files
+        touched = files is not None and (any(not t.same_values for t in files.tensors) or files.config)
         tail = "; the files differ, but nowhere that these tokens touch" if touched else ""
         explained = (
             "rounding explains" if state.model.arithmetic == state.ref.arithmetic else "the two arithmetics explain"

@@ -72,6 +72,9 @@ class LayerPair:
             None when both sides use one arithmetic.
         rounding: call it for the reference's own values from its own inputs with float64 sums: what
             rounding alone does at each stage.
+        against: what `local` is to be compared with, if not with `ref`: a trace cannot be run from the
+            reference's inputs, so the reference's file is run from the trace's.
+        rounded: what `rounding` is to be compared with, if not with `ref`.
     """
 
     layer: int
@@ -80,6 +83,8 @@ class LayerPair:
     local: Values
     local_ref_file: Values | None
     rounding: Any
+    against: Values | None = None
+    rounded: Values | None = None
 
 
 class WeightSource:

@@ -34,6 +34,7 @@ class Distance:
         max_abs_at: its (row among the compared positions, channel).
         share_1e3: share of elements whose difference exceeds 1 per mille of the reference's magnitude.
         share_5e3: likewise, 5 per mille.
+        count: elements compared; 0 where nothing could be (see `UNMEASURED`).
 
     A ratio or cosine that has no value (a reference of zeros) is None, never zero.
     """
@@ -43,14 +44,18 @@ class Distance:
     cosine: float | None
     rel_l2: float | None
     max_abs: float | None
-    max_abs_at: tuple[int, int]
-    share_1e3: float
-    share_5e3: float
+    max_abs_at: tuple[int, int] | None
+    share_1e3: float | None
+    share_5e3: float | None
     count: int
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values."""
-        return {**asdict(self), "max_abs_at": list(self.max_abs_at)}
+        return {**asdict(self), "max_abs_at": None if self.max_abs_at is None else list(self.max_abs_at)}
+
+
+# The distance of a stage that one side lacks: nothing was compared, which is not a difference of zero.
+UNMEASURED = Distance(None, None, None, None, None, None, None, None, 0)
 
 
 class ComparisonError(ValueError):

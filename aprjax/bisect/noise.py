@@ -47,10 +47,11 @@ class NoiseFloor:
 
     def _measure(self, pair: LayerPair, rows: list[int]) -> None:
         """This layer's floors, once a layer; each stage keeps the largest met."""
-        if self._last is not None and self._last[0] == pair.layer and set(self._last[1]) >= set(pair.ref):
+        rounded = pair.ref if pair.rounded is None else pair.rounded
+        if self._last is not None and self._last[0] == pair.layer and set(self._last[1]) >= set(rounded):
             return
         values = pair.rounding()
-        floors = {s: relative_l2(values[s][rows], pair.ref[s][rows]) or 0.0 for s in pair.ref if s in values}
+        floors = {s: relative_l2(values[s][rows], rounded[s][rows]) or 0.0 for s in rounded if s in values}
         self._last = (pair.layer, floors)
         self.measured_at.append(pair.layer)
         for stage, floor in floors.items():

@@ -19,7 +19,6 @@ from aprjax.bisect.replay_patterns import describe_fault
 from aprjax.bisect.replay_report import NodeReport, NodeVerdict, ReplayReport, place
 from aprjax.bisect.replay_run import (
     ReplayedLayer,
-    TraceLike,
     replay_layers,
     require_comparable,
     visible_part,
@@ -30,6 +29,7 @@ from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
 from aprjax.qwen2.loading import head_tensor, require_runnable
 from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
+from aprjax.trace import AnyTrace
 
 _RANK = {
     NodeVerdict.EXACT: 0,
@@ -40,7 +40,7 @@ _RANK = {
 
 
 def replay(
-    trace: TraceLike,
+    trace: AnyTrace,
     checkpoint: Checkpoint,
     arithmetic: Arithmetic | Sequence[Arithmetic],
     *,
@@ -79,7 +79,13 @@ def replay(
     return ReplayReport(
         verdict=verdict,
         reason=reason,
-        trace={"path": info.path, "sha256": info.sha256, "arithmetic": info.arithmetic, "platform": info.platform},
+        trace={
+            "path": info.path,
+            "sha256": info.sha256,
+            "arithmetic": info.arithmetic,
+            "platform": info.platform,
+            "engine": dict(info.engine),
+        },
         file={"path": str(checkpoint.path), "sha256": checkpoint.sha256(), "format": checkpoint.format},
         arithmetics=tuple(a.name for a in arithmetics),
         tokens=len(info.tokens),
@@ -90,7 +96,7 @@ def replay(
     )
 
 
-def _same_file(trace: TraceLike, checkpoint: Checkpoint, *, force: bool) -> tuple[SidedFinding, ...]:
+def _same_file(trace: AnyTrace, checkpoint: Checkpoint, *, force: bool) -> tuple[SidedFinding, ...]:
     claimed, found = trace.info.sha256, checkpoint.sha256()
     if claimed == found:
         return ()
@@ -116,7 +122,8 @@ def _missing(nodes: tuple[NodeReport, ...]) -> tuple[SidedFinding, ...]:
     text = ", ".join(
         f"{stage} ({len(layers)} layers)" if layers[0] != OUTSIDE else str(stage) for stage, layers in lacking.items()
     )
-    return (SidedFinding("stages-unmeasured", "warning", f"not measured: {text}", side="trace"),)
+    text = f"not measured: {text}; what follows such a stage is judged over both operations"
+    return (SidedFinding("stages-unmeasured", "warning", text, side="trace"),)
 
 
 def _verdict(nodes: tuple[NodeReport, ...]) -> tuple[Verdict, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,24 +20,9 @@ from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
 from aprjax.qwen2.model import bucket, embed_padded, precision_scope, run_head, run_norm, trim
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, STAGE_INPUTS, Stage
-from aprjax.trace import TraceInfo
+from aprjax.trace import AnyTrace
 
 BY_KEY = (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX)  # stages whose width is heads * key positions
-
-
-class TraceLike(Protocol):
-    """A trace, saved or live: `aprjax.trace.Trace` and what `aprjax.trace` reads of engines."""
-
-    @property
-    def info(self) -> TraceInfo:
-        """What it is a trace of."""
-        ...
-
-    def __getitem__(self, key: tuple[int, Stage]) -> np.ndarray:
-        """One value, `float32[position, width]`."""
-        ...
-
-    def __iter__(self) -> Iterator[tuple[int, Stage]]: ...
 
 
 def stage_widths(config: ModelConfig, positions: int) -> dict[Stage, int]:
@@ -58,7 +43,7 @@ def stage_widths(config: ModelConfig, positions: int) -> dict[Stage, int]:
     }
 
 
-def require_comparable(trace: TraceLike, checkpoint: Checkpoint) -> None:
+def require_comparable(trace: AnyTrace, checkpoint: Checkpoint) -> None:
     """Checks that the trace holds whole prompts of this model.
 
     Raises:
@@ -130,6 +115,7 @@ class ReplayedLayer:
         through: by stage, the stages that the trace lacks and that were recomputed on the way to it.
         spoiled: stages some of whose inputs in the trace are not finite.
         positions: of the rows.
+        module: the file's layer, laid out for computing; of the last one the norm and the head.
     """
 
     layer: int
@@ -139,14 +125,23 @@ class ReplayedLayer:
     through: dict[Stage, tuple[str, ...]]
     spoiled: set[Stage]
     positions: tuple[int, ...]
+    module: Any = None
 
 
 def other_precision(arithmetic: Arithmetic) -> Arithmetic:
     """What the rounding of an arithmetic is measured against: float64 sums, or float32 where it has those."""
     if arithmetic.dtype == "float64":
         return replace(arithmetic, name="arbiter", dtype="float32")
-    # One name, so that presets which differ in nothing else share a compiled program.
-    return replace(arbiter(arithmetic), name="arbiter")
+    # Only what float64 reads, so that presets which differ in nothing else share a compiled program.
+    judge = arbiter(arithmetic)
+    return Arithmetic(
+        "arbiter",
+        matmul=judge.matmul,
+        dtype=judge.dtype,
+        kv_cache=judge.kv_cache,
+        rope=judge.rope,
+        activations=judge.activations,
+    )
 
 
 @dataclass
@@ -162,7 +157,7 @@ class _Flow:
 
 
 def replay_layers(
-    trace: TraceLike, checkpoint: Checkpoint, arithmetics: tuple[Arithmetic, ...]
+    trace: AnyTrace, checkpoint: Checkpoint, arithmetics: tuple[Arithmetic, ...]
 ) -> Iterator[ReplayedLayer]:
     """Yields the embedding, every layer, and the final norm with the head, in execution order.
 
@@ -224,6 +219,7 @@ def replay_layers(
             through,
             spoiled,
             tuple(trace.info.positions),
+            module,
         )
         yield replayed
         # The arbiters' own outputs matter only where the trace has none to go on with.
@@ -235,7 +231,7 @@ def replay_layers(
     yield _final(trace, present, checkpoint, sides, flow)
 
 
-def _values(trace: TraceLike, present: set[tuple[int, Stage]], layer: int, stages: Iterable[Stage]) -> Values:
+def _values(trace: AnyTrace, present: set[tuple[int, Stage]], layer: int, stages: Iterable[Stage]) -> Values:
     return {stage: np.asarray(trace[layer, stage]) for stage in stages if (layer, stage) in present}
 
 
@@ -287,7 +283,7 @@ def _advance(flow: _Flow, stage: Stage, replayed: ReplayedLayer, ends: dict[Any,
 
 
 def _final(
-    trace: TraceLike, present: set[tuple[int, Stage]], checkpoint: Checkpoint, sides: list[Runner], flow: _Flow
+    trace: AnyTrace, present: set[tuple[int, Stage]], checkpoint: Checkpoint, sides: list[Runner], flow: _Flow
 ) -> ReplayedLayer:
     rows = list(trace.info.head_positions)
     traced = _values(trace, present, OUTSIDE, (Stage.FINAL_NORM, Stage.LM_HEAD))
@@ -318,6 +314,8 @@ def _final(
     if (flow.spoiled and normed is None) or (normed is not None and not np.isfinite(normed).all()):
         spoiled.add(Stage.LM_HEAD)
     half = len(sides) // 2
-    return ReplayedLayer(
-        OUTSIDE, traced, run, lambda index, without: run(half + index, without), through, spoiled, tuple(rows)
-    )
+
+    def judge(index: int, without: frozenset[str]) -> Values:
+        return run(half + index, without)
+
+    return ReplayedLayer(OUTSIDE, traced, run, judge, through, spoiled, tuple(rows), (norm, head))

@@ -74,6 +74,7 @@ class StageReport:
             runs under the model's arithmetic (None when both sides use one arithmetic).
         massive_channels: channels set aside for `without_massive`.
         without_massive: the distance without them; None where there are none.
+        unmeasured: why the stage was not compared; empty where it was.
     """
 
     distance: Distance
@@ -82,6 +83,7 @@ class StageReport:
     arithmetic_rel_l2: float | None = None
     massive_channels: tuple[int, ...] = ()
     without_massive: Distance | None = None
+    unmeasured: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The contract's keys, flat."""
@@ -92,6 +94,7 @@ class StageReport:
             "arithmetic_rel_l2": self.arithmetic_rel_l2,
             "massive_channels": list(self.massive_channels),
             "without_massive": None if self.without_massive is None else self.without_massive.to_json(),
+            "unmeasured": self.unmeasured or None,
         }
 
 
