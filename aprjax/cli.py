@@ -154,7 +154,8 @@ def _positions(text: str) -> str:
     return text
 
 
-def _token_ids(text: str | None) -> list[int] | None:
+def token_ids(text: str | None) -> list[int] | None:
+    """The ids of a list with commas."""
     if text is None:
         return None
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
@@ -162,7 +163,8 @@ def _token_ids(text: str | None) -> list[int] | None:
     return [int(part) for part in text.split(",")]
 
 
-def _arithmetic(name: str | None) -> str | None:
+def valid_arithmetic(name: str | None) -> str | None:
+    """The name, if it is a preset's."""
     if name is not None:
         from aprjax.qwen2.arithmetic import UnknownArithmetic, preset
 
@@ -188,20 +190,21 @@ ARITHMETIC = "How {} computes: float32, float64, llama.cpp."
 @command
 def layers(
     *,
-    model: Annotated[str, typer.Option(metavar="FILE", help=f"The side to judge: a {SIDE}.")],
-    ref: Annotated[str, typer.Option(metavar="FILE", help=f"The side to judge it by: a {SIDE}.")],
+    model: Annotated[str, typer.Option(metavar="SIDE", help=f"The side to judge: a {SIDE}, {ENGINE}.")],
+    ref: Annotated[str, typer.Option(metavar="SIDE", help=f"The side to judge it by: a {SIDE}, {ENGINE}.")],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to run both sides on.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, from a UTF-8 file.")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="IDS", help="The same, as token ids: 3838,374,220.")] = None,
     wrap: Annotated[Wrap, typer.Option(help="Wrap the prompt in a ChatML user turn.")] = Wrap.NONE,
     arithmetic: Annotated[
-        str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("each side"))
+        str | None, typer.Option(metavar="NAME", callback=valid_arithmetic, help=ARITHMETIC.format("each side"))
     ] = None,
     model_arithmetic: Annotated[
-        str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("the model's side"))
+        str | None, typer.Option(metavar="NAME", callback=valid_arithmetic, help=ARITHMETIC.format("the model's side"))
     ] = None,
     ref_arithmetic: Annotated[
-        str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("the reference's side"))
+        str | None,
+        typer.Option(metavar="NAME", callback=valid_arithmetic, help=ARITHMETIC.format("the reference's side")),
     ] = None,
     positions: Annotated[
         str, typer.Option(metavar="last|all|A..B", callback=_positions, help="Token positions to compare.")
@@ -226,7 +229,7 @@ def layers(
         ref=ref,
         prompt=prompt,
         prompt_file=prompt_file,
-        tokens=_token_ids(tokens),
+        tokens=token_ids(tokens),
         wrap=wrap.value,
         arithmetic=arithmetic,
         model_arithmetic=model_arithmetic,
@@ -247,7 +250,7 @@ def trace(
     tokens: Annotated[str | None, typer.Option(metavar="IDS", help="The same, as token ids: 3838,374,220.")] = None,
     wrap: Annotated[Wrap, typer.Option(help="Wrap the prompt in a ChatML user turn.")] = Wrap.NONE,
     arithmetic: Annotated[
-        str | None, typer.Option(metavar="NAME", callback=_arithmetic, help=ARITHMETIC.format("a checkpoint"))
+        str | None, typer.Option(metavar="NAME", callback=valid_arithmetic, help=ARITHMETIC.format("a checkpoint"))
     ] = None,
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The checkpoint that an APRT folder without sidecar came from.")
@@ -264,7 +267,7 @@ def trace(
     from aprjax.trace.command import make_trace, render
     from aprjax.trace.sides import NoTokens
 
-    asked = {"prompt": prompt, "prompt_file": prompt_file, "tokens": _token_ids(tokens), "times": wrap.value}
+    asked = {"prompt": prompt, "prompt_file": prompt_file, "tokens": token_ids(tokens), "times": wrap.value}
     try:
         summary = make_trace(side, **asked, arithmetic=arithmetic, file=file, target=save)
     except NoTokens as error:
@@ -349,3 +352,7 @@ def fetch(
     with progress() as report:
         print(fetch_model(model, folder, report))
     return 0
+
+
+# Last: it takes its names from here. `replay` and `noise` are registered by it.
+from aprjax import cli_judging  # noqa: E402, F401

@@ -122,11 +122,16 @@ def run_side(opened: Opened, tokens: tuple[int, ...], arithmetic: Arithmetic | N
         )
     if side.recorded is not None:
         return Traced(side.recorded, opened.checkpoint, arithmetic)
-    return Traced(_live(side, list(tokens), stack), opened.checkpoint, arithmetic)
+    return Traced(live_trace(side, list(tokens), stack), opened.checkpoint, arithmetic)
 
 
-def _live(side: trace_sides.Side, tokens: list[int], stack: ExitStack) -> AnyTrace:
-    if side.kind != "llama.cpp":
+def live_trace(side: trace_sides.Side, tokens: list[int] | None, stack: ExitStack) -> AnyTrace:
+    """A side's trace; llama.cpp's lies in a folder that goes with `stack`.
+
+    Raises:
+        CheckpointError: see `aprjax.trace.sides.Side.trace`.
+    """
+    if side.kind != "llama.cpp" or tokens is None:
         return side.trace(tokens)
     from aprjax.trace.llama_cpp import save_llama_cpp
 

@@ -25,9 +25,10 @@ from aprjax.bisect.replay_run import (
 )
 from aprjax.bisect.report import SidedFinding, Verdict
 from aprjax.blocks import block_format
-from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.checkpoint.types import Checkpoint, CheckpointError, EncodedTensor
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
 from aprjax.qwen2.loading import head_tensor, require_runnable
+from aprjax.qwen2.realizar import ACTIVATION_BLOCKS
 from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
 from aprjax.trace import AnyTrace
 
@@ -364,15 +365,21 @@ def in_words(arithmetic: Arithmetic, layer: int, stage: Stage, checkpoint: Check
     if stage not in MATMUL_STAGES:
         return f"as in {arithmetic.name}"
     tensors = [checkpoint.tensors.get(n) or head_tensor(checkpoint) for n in tensors_of(layer, stage)]
-    found: dict[str, None] = {}
-    for tensor in tensors:
-        activation = block_format(tensor.block_type).activation
-        if activation is None or arithmetic.matmul == "dequantize":
-            found["float activations"] = None
-        else:
-            kind = "integer dots" if arithmetic.matmul == "integer" else "quantized activations, float sums"
-            found[f"{kind} per {block_format(activation).block_size}"] = None
-    return " and ".join(found)
+    kind = "integer dots" if arithmetic.matmul == "integer" else "quantized activations"
+    sizes = dict.fromkeys(_activation_block(arithmetic, tensor) for tensor in tensors)
+    return " and ".join("float activations" if size is None else f"{kind} per {size}" for size in sizes)
+
+
+def _activation_block(arithmetic: Arithmetic, tensor: EncodedTensor) -> int | None:
+    """How many activations share a scale where this weight is multiplied; None where they stay floats."""
+    activation = block_format(tensor.block_type).activation
+    if activation is None or arithmetic.matmul == "dequantize":
+        return None
+    if arithmetic.activations == "realizar":
+        return ACTIVATION_BLOCKS.get(tensor.block_type)
+    if arithmetic.activations == "engine":
+        return block_format(activation).block_size
+    return 256 if arithmetic.activations == "per 256" and tensor.shape[1] % 256 == 0 else 32
 
 
 def presets_to_try() -> tuple[Arithmetic, ...]:
