@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from aprjax.bisect.files import FilesReport
 from aprjax.bisect.lockstep import Runner
-from aprjax.bisect.traced import Side, Traced, arithmetic_of
+from aprjax.bisect.traced import Side, Traced, arithmetic_of, llama_preset
 from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic, preset
@@ -101,7 +101,7 @@ def _own_arithmetic(opened: Opened) -> Arithmetic | None:
     if side.recorded is not None:
         return arithmetic_of(side.recorded)
     if side.kind == "llama.cpp":
-        return preset("llama.cpp" if side.options.type_k == "f32" else "llama.cpp-f16")
+        return llama_preset({key: str(value) for key, value in asdict(side.options).items()})
     return preset("float32") if side.kind == "hf" else None
 
 

@@ -6,7 +6,7 @@ round: the file computes each stage from the *trace's* inputs (`replay_run`), an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +59,20 @@ def arithmetic_of(trace: AnyTrace) -> Arithmetic | None:
     if name in PRESETS:
         return PRESETS[name]
     if name.startswith("llama.cpp"):
-        # Only an explicit float32 cache is one: llama.cpp's default is float16.
-        return PRESETS["llama.cpp" if trace.info.engine.get("type_k") == "f32" else "llama.cpp-f16"]
+        return llama_preset(trace.info.engine)
     known = {"apr": "realizar", "realizar": "realizar", "transformers": "float32", "torch": "float32"}
     return next((PRESETS[preset] for prefix, preset in known.items() if name.startswith(prefix)), None)
+
+
+def llama_preset(options: Mapping[str, str]) -> Arithmetic:
+    """The preset for llama.cpp run with these options, as a trace records them.
+
+    Exact where it has an exact counterpart: tiles, repacked weights and flash attention sum in other orders.
+    """
+    # Only an explicit float32 cache is one: llama.cpp's default is float16.
+    name = "llama.cpp" if options.get("type_k") == "f32" else "llama.cpp-f16"
+    plain = all(options.get(key) == "False" for key in ("tiled", "repack", "flash_attention"))
+    return PRESETS[f"{name}-exact" if plain else name]
 
 
 def traced_pairs(model: Side, ref: Side, tokens: list[int], rows: list[int]) -> Iterator[tuple[list[int], LayerPair]]:
