@@ -50,6 +50,7 @@ def main() -> None:
 
     from aprjax.blocks import FORMATS, encode
     from aprjax.blocks.dot import float_matmul, integer_matmul
+    from aprjax.blocks.exact import exact_matmul
     from aprjax.blocks.relay import relay
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -58,8 +59,9 @@ def main() -> None:
     plain = jax.jit(lambda x, weights: jnp.matmul(x, weights.T, precision="highest"))
     integer = jax.jit(integer_matmul, static_argnums=0)
     floating = jax.jit(float_matmul, static_argnums=0)
+    bitwise = jax.jit(exact_matmul, static_argnums=0)
     rng = np.random.default_rng(0)
-    print("type  rows x columns  tokens  plain ms  GFLOP/s  integer/plain speed  float/plain speed")
+    print("type  rows x columns  tokens  plain ms  GFLOP/s  integer/plain speed  float/plain speed  exact ms")
     for name, rows, columns in SHAPES:
         blocks = FORMATS[name]
         packed = rng.integers(0, 60, (rows, columns // blocks.block_size, blocks.block_bytes), dtype=np.uint8)
@@ -72,10 +74,11 @@ def main() -> None:
             base = seconds(lambda x=x, decoded=decoded: plain(x, decoded), repeats)
             exact = seconds(lambda x=x, weights=weights, name=name: integer(name, weights, x), repeats)
             wide = seconds(lambda x=x, weights=weights, name=name: floating(name, weights, x), repeats)
+            slow = seconds(lambda x=x, weights=weights, name=name: bitwise(name, weights, x), min(repeats, 3))
             rate = 2 * tokens * rows * columns / base / 1e9
             print(
                 f"{name}  {rows:5d} x {columns:5d}  {tokens:6d}  {base * 1e3:8.2f}  {rate:7.0f}  "
-                f"{base / exact:19.2f}  {base / wide:17.2f}",
+                f"{base / exact:19.2f}  {base / wide:17.2f}  {slow * 1e3:8.2f}",
                 flush=True,
             )
 
