@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from aprjax.blocks.exact import exact_dot_f32
 from aprjax.checkpoint.types import RopePairing
-from aprjax.qwen2.rounding import added, fused, fused_wide, narrow, rounded, wide
+from aprjax.qwen2.rounding import added, fused, fused_wide, narrow, odd_sum, rounded, rounded_with_subnormals, wide
 
 # Lanes of one AVX2 vector of float32.
 LANES = 8
@@ -29,7 +29,7 @@ _STEP = 32
 def rms_norm(x: Float[Array, "position hidden"], weight: Array, eps: Any, *, exact: bool) -> Array:
     """Squares rounded to float32, summed in double precision (one after the other if `exact`)."""
     with jax.enable_x64(True):
-        squares = wide(narrow(wide(x) * wide(x)))
+        squares = rounded_with_subnormals(wide(x) * wide(x))
         if exact:
             total = lax.scan(lambda sum_, column: (sum_ + column, None), jnp.zeros_like(squares[:, 0]), squares.T)[0]
         else:
@@ -61,45 +61,45 @@ def rotate(
 
 
 def exponential_wide(x: Any) -> Any:
-    """`ggml_v_expf` of float32 `x`: float64 holding the float32 result, subnormals included.
+    """`ggml_v_expf` of wide `x`, as a wide value, subnormals included.
 
     A polynomial of degree five after Cody-Waite reduction, at most 1.95 units in the last place off (ggml).
     """
     with jax.enable_x64(True):
         # Beyond these the result is 0 or infinity, and the exponent's bits would run over.
-        x = jnp.clip(x, jnp.float32(-200), jnp.float32(200))
+        x = jnp.clip(x, -200.0, 200.0)
         # Adding 1.5 * 2^23 rounds to a whole number.
-        shift = jnp.float32(float.fromhex("0x1.8p23"))
-        exponent = added(fused(x, _constant("0x1.715476p0"), shift), -shift)
-        rest = fused(-exponent, _constant("0x1.62e4p-1"), x)
-        b = fused(-exponent, _constant("0x1.7f7d1cp-20"), rest)
-        u = b * b
-        outer = fused(_constant("0x1.0e4020p-7"), b, _constant("0x1.573e2ep-5"))
-        inner = fused(_constant("0x1.555e66p-3"), b, _constant("0x1.fffdb6p-2"))
-        polynomial = fused(fused(outer, u, inner), u, _constant("0x1.ffffecp-1") * b)
-        once = fused_wide(jnp.float32(1), polynomial, jnp.float32(1))
+        exponent = fused_wide(x, _hex("0x1.715476p0"), _hex("0x1.8p23")) - _hex("0x1.8p23")
+        b = fused_wide(-exponent, _hex("0x1.7f7d1cp-20"), fused_wide(-exponent, _hex("0x1.62e4p-1"), x))
+        u = rounded(b * b)
+        outer = fused_wide(_hex("0x1.0e4020p-7"), b, _hex("0x1.573e2ep-5"))
+        inner = fused_wide(_hex("0x1.555e66p-3"), b, _hex("0x1.fffdb6p-2"))
+        polynomial = fused_wide(fused_wide(outer, u, inner), u, rounded(_hex("0x1.ffffecp-1") * b))
+        once = odd_sum(polynomial, 1.0)
         # Far from zero ggml scales in two steps, so that a subnormal result is rounded twice.
-        twice = wide(narrow(once))
         distance = jnp.abs(exponent)
-        scaled = jnp.where(distance > 126, twice, once) * _power_of_two(exponent)
-        limit = jnp.where(exponent > 0, jnp.float64(jnp.inf), jnp.float64(0))
-        return jnp.where(distance > 192, limit, rounded(scaled))
+        scaled = jnp.where(distance > 126, rounded(once), once) * _power_of_two(exponent)
+        limit = jnp.where(exponent > 0, jnp.inf, 0.0)
+        return jnp.where(distance > 192, limit, rounded_with_subnormals(scaled))
 
 
-def _constant(digits: str) -> Any:
-    return jnp.float32(float.fromhex(digits))
+def _hex(digits: str) -> Any:
+    return jnp.float64(float.fromhex(digits))
 
 
 def _power_of_two(exponent: Any) -> Any:
     """2^exponent in float64, for whole numbers from -1022 to 1023."""
-    bits = (lax.convert_element_type(exponent, jnp.int64) + 1023) << 52
-    return lax.bitcast_convert_type(bits, jnp.float64)
+    # Added to 1.5 * 2^52, a whole number is the lowest bits of the sum.
+    bits = lax.bitcast_convert_type(exponent + _hex("0x1.8p52"), jnp.int64)
+    return lax.bitcast_convert_type((bits + 1023) << 52, jnp.float64)
 
 
 def silu(x: Float[Array, "position width"]) -> Float[Array, "position width"]:
     """`x / (1 + ggml_v_expf(-x))`."""
     with jax.enable_x64(True):
-        return x / added(jnp.float32(1), narrow(exponential_wide(-x)))
+        # The float64 sum is exact where it matters: an exponential below 2^-29 or above 2^53 leaves
+        # the larger of the two as it is. Nothing here is a float32 product that XLA could fuse.
+        return x / narrow(1.0 + exponential_wide(wide(-x)))
 
 
 def softmax(
@@ -109,12 +109,12 @@ def softmax(
     *,
     exact: bool,
 ) -> Float[Array, "head position key"]:
-    """Double sum of the float32 sums of 8 neighbours; `exponential(float32)` gives float64 holding float32."""
+    """Double sum of the float32 sums of 8 neighbours; `exponential` takes and gives wide values (`rounding`)."""
     visible = visible[None]
     hidden = jnp.where(visible, scores, -jnp.inf)
     largest = jnp.max(hidden, axis=-1, keepdims=True)
     with jax.enable_x64(True):
-        exponentials = jnp.where(visible, exponential(added(scores, -largest)), jnp.float64(0))
+        exponentials = jnp.where(visible, exponential(rounded(odd_sum(wide(scores), -wide(largest)))), jnp.float64(0))
         lanes = padded(narrow(exponentials), LANES)
         lanes = lanes.reshape(*lanes.shape[:-1], -1, LANES)
         lanes = lanes[..., 4:] + lanes[..., :4]

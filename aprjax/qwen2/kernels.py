@@ -43,8 +43,9 @@ def straight_through(kernel: Callable[..., Any], equation: Callable[..., Any]) -
 
 
 def _library_exponential(x: Any) -> Any:
+    """The library's exponential of wide `x`, as a wide value."""
     with jax.enable_x64(True):
-        return wide(jnp.exp(x))
+        return wide(jnp.exp(x.astype(jnp.float32)))
 
 
 def rms_norm(

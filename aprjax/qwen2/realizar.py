@@ -81,7 +81,7 @@ def _running_sum(values: Any) -> Any:
 
 def _exponentials(scores: Any, visible: Any, exponential: Any) -> Any:
     largest = jnp.max(jnp.where(visible[None], scores, -jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(visible[None], narrow(exponential(added(scores, -largest))), jnp.float32(0))
+    return jnp.where(visible[None], narrow(exponential(wide(added(scores, -largest)))), jnp.float32(0))
 
 
 def softmax_sequential(
