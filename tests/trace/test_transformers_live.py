@@ -60,8 +60,8 @@ def test_every_stage_that_hooks_reach(live: MemoryTrace, folder: Path) -> None:
     for key in live:
         assert live[key].dtype == np.float32
         assert live[key].shape == expected[key].shape
-        # float32 through two layers of 64 channels: measured up to 7e-7.
-        assert relative_l2(live[key], expected[key]) < 2e-6, key
+        # float32 through two layers of 64 channels: measured up to 3.6e-7.
+        assert relative_l2(live[key], expected[key]) < 1e-6, key
 
 
 @pytest.mark.transformers_peer
