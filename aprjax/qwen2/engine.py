@@ -36,9 +36,10 @@ def rms_norm(x: Float[Array, "position hidden"], weight: Array, eps: Any, *, exa
             total = jnp.sum(squares, axis=-1)
         # A barrier around the constant: XLA would multiply by its rounded inverse.
         mean = narrow(total / lax.optimization_barrier(jnp.float64(x.shape[-1])))[:, None]
-    # The barrier keeps XLA from an inverse square root, which is another number.
-    root = lax.optimization_barrier(jnp.sqrt(added(mean, jnp.asarray(eps, jnp.float32))))
-    return (x * (jnp.float32(1) / root)) * weight.astype(jnp.float32)
+        root = jnp.sqrt(added(mean, jnp.asarray(eps, jnp.float32)))
+        # In float64, rounded: a float32 division by a square root becomes XLA's inverse square root.
+        scale = narrow(1 / wide(root))
+    return (x * scale) * weight.astype(jnp.float32)
 
 
 def rotate(

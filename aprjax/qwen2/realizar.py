@@ -25,10 +25,10 @@ _ACCUMULATORS, _LANES = 4, 8
 
 
 def quantize(x: Float[Array, "position width"], size: int) -> tuple[Array, Array]:
-    """Blocks of `size`: codes float32 `[position, blocks, size]` and float32 scales `[position, blocks]`.
+    """Blocks of `size`: codes int8 `[position, blocks, size]` and float32 scales `[position, blocks]`.
 
-    The scale is max|x| / 127, never negative and not rounded to float16 (1/127 for a block of zeros of 256, as
-    for any: the codes are zero); codes are rounded with ties away from zero and clamped to -128 … 127.
+    The scale is max|x| / 127, never negative and not rounded to float16 (1/127 for a block of zeros);
+    codes are rounded with ties away from zero and clamped to -128 … 127.
     """
     blocks = x.astype(jnp.float32).reshape(x.shape[0], -1, size)
     largest = jnp.max(jnp.abs(blocks), axis=-1)
@@ -39,14 +39,16 @@ def quantize(x: Float[Array, "position width"], size: int) -> tuple[Array, Array
     whole = jnp.trunc(scaled)
     # Exact: the fraction of a float32 is one.
     away = jnp.where(jnp.abs(scaled - whole) >= 0.5, jnp.sign(scaled), 0)
-    return jnp.clip(whole + away, -_LARGEST_CODE - 1, _LARGEST_CODE), scale
+    return jnp.clip(whole + away, -_LARGEST_CODE - 1, _LARGEST_CODE).astype(jnp.int8), scale
 
 
 def rms_norm_sequential(x: Float[Array, "position hidden"], weight: Array, eps: Any) -> Array:
     """Apr's traced path: squares rounded, one float32 accumulator; `x / rms * weight`."""
     with jax.enable_x64(True):
         squares = narrow(wide(x) * wide(x))
-    return x / _root(_running_sum(squares), x.shape[-1], eps) * weight.astype(jnp.float32)
+        # In float64, rounded: a float32 division by a square root becomes XLA's inverse square root.
+        normed = narrow(wide(x) / wide(_root(_running_sum(squares), x.shape[-1], eps)))
+    return normed * weight.astype(jnp.float32)
 
 
 def rms_norm_lanes(x: Float[Array, "position hidden"], weight: Array, eps: Any) -> Array:
@@ -64,13 +66,15 @@ def rms_norm_lanes(x: Float[Array, "position hidden"], weight: Array, eps: Any) 
     lanes = lanes[:, :4] + lanes[:, 4:]
     lanes = lanes[:, :2] + lanes[:, 2:]
     root = _root(lanes[:, 0] + lanes[:, 1], x.shape[-1], eps)
-    return x * (jnp.float32(1) / root) * weight.astype(jnp.float32)
+    with jax.enable_x64(True):
+        inverse = narrow(1 / wide(root))
+    return x * inverse * weight.astype(jnp.float32)
 
 
 def _root(total: Float[Array, " position"], width: int, eps: Any) -> Float[Array, "position 1"]:
-    # Barriers: XLA would multiply by the rounded inverse of the constant, and use an inverse square root.
+    # A barrier around the constant: XLA would multiply by its rounded inverse.
     mean = total / lax.optimization_barrier(jnp.full_like(total, width))
-    return lax.optimization_barrier(jnp.sqrt(added(mean, jnp.asarray(eps, jnp.float32))))[:, None]
+    return jnp.sqrt(added(mean, jnp.asarray(eps, jnp.float32)))[:, None]
 
 
 def _running_sum(values: Any) -> Any:
