@@ -13,6 +13,7 @@ from aprjax.qwen2.arithmetic import preset
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.text import Tokenizer, wrap
 from aprjax.trace.aprt_writer import write_aprt
+from aprjax.trace.llama_cpp import save_llama_cpp
 from aprjax.trace.memory import AnyTrace, save
 from aprjax.trace.sides import Side, open_side
 
@@ -44,8 +45,12 @@ def make_trace(
     config = open_checkpoint(file).config if file is not None else None
     opened = open_side(side, config=config, tokens=tokens)
     ids = tokens if tokens is not None else _tokenize(opened, prompt, prompt_file, times)
-    trace = opened.trace(ids, arithmetic=preset(arithmetic) if arithmetic is not None else None)
-    left_out = _save(trace, target) if target is not None else ()
+    if opened.kind == "llama.cpp" and target is not None and target.suffix == ".safetensors" and arithmetic is None:
+        # Straight to the file: of a long prompt on a large model it may not fit into memory.
+        trace, left_out = save_llama_cpp(opened.path, opened.require(ids), target, opened.options), ()
+    else:
+        trace = opened.trace(ids, arithmetic=preset(arithmetic) if arithmetic is not None else None)
+        left_out = _save(trace, target) if target is not None else ()
     info = trace.info
     return {
         "schema": SCHEMA,

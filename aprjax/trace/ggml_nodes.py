@@ -160,9 +160,15 @@ _DIRECT: dict[tuple[str, str], Stage] = {
 }
 _PROJECTIONS = ("Qcur", "Kcur", "Vcur")
 _PROJECTION_STAGES = {"MUL_MAT": Stage.QKV_MATMUL, "ADD": Stage.QKV_BIAS}
-# Stages that ggml's graph never holds (its SwiGLU is one kernel), and those that flash attention never stores.
-ABSENT = (Stage.FFN_SILU,)
-ABSENT_WITH_FLASH_ATTENTION = (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX)
+
+
+def absent_stages(*, flash_attention: bool, stepwise: bool) -> tuple[Stage, ...]:
+    """What a run does not yield: ggml's SwiGLU is one kernel, and so is flash attention.
+
+    A step has no scores for the keys that come after it, so stepwise there is no whole row of them.
+    """
+    scores = (Stage.ATTN_SCORES,) if flash_attention or stepwise else ()
+    return (Stage.FFN_SILU, *scores, *((Stage.ATTN_SOFTMAX,) if flash_attention else ()))
 
 
 @dataclass
@@ -170,11 +176,13 @@ class StageMap:
     """Turns nodes, in the order in which they are computed, into stages.
 
     Attributes:
-        count: the number of tokens: keys beyond them are the cache's padding.
+        count: the number of tokens in this batch.
+        keys: the number of tokens up to its end: keys beyond them are the cache's padding.
         emit: given every finished stage, `float32[position, width]`.
     """
 
     count: int
+    keys: int
     emit: Callable[[int, Stage, np.ndarray], None]
     _parts: dict[tuple[int, str, str], np.ndarray] = field(default_factory=dict)
     _scores: dict[int, np.ndarray] = field(default_factory=dict)
@@ -211,7 +219,7 @@ class StageMap:
 
     def _by_position(self, values: np.ndarray) -> np.ndarray:
         """`[1, head, position, padded key]` → `[position, head * key]`."""
-        heads = values.reshape(-1, *values.shape[-2:])[:, :, : self.count]
+        heads = values.reshape(-1, *values.shape[-2:])[:, :, : self.keys]
         return np.ascontiguousarray(heads.transpose(1, 0, 2)).reshape(self.count, -1)
 
     def _projections(self, layer: int) -> None:
@@ -236,9 +244,8 @@ def labels() -> Callable[[Node], str]:
     return label
 
 
-def missing_stages(layers: int, written: set[tuple[int, Stage]], *, flash_attention: bool) -> Iterator[str]:
-    """Stages that a whole capture holds and this one does not."""
-    absent = ABSENT + (ABSENT_WITH_FLASH_ATTENTION if flash_attention else ())
+def missing_stages(layers: int, written: set[tuple[int, Stage]], *, absent: tuple[Stage, ...]) -> Iterator[str]:
+    """Stages that a whole capture holds, `absent` aside, and this one does not."""
     outside = (Stage.EMBEDDING, Stage.FINAL_NORM, Stage.LM_HEAD)
     wanted = [(layer, stage) for layer in range(layers) for stage in Stage if stage not in (*outside, *absent)]
     for key in [*((OUTSIDE, stage) for stage in outside), *wanted]:

@@ -2,7 +2,7 @@
 
 The engine runs in a child process (`llama_cpp_child`), which is gone afterwards with all its memory.
 Two things about the mapping (docs/architecture.md): ggml's SwiGLU is one kernel, so `ffn_silu` is never
-there; with flash attention there are no scores and probabilities either.
+there; with flash attention there are no scores and probabilities either, and stepwise no scores.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class LlamaOptions:
         threads: number of threads; None takes the machine's.
         tiled: lets ggml multiply K-quants in tiles from 8 tokens on, which sums in another order.
         repack: lets a build that has it re-lay weights for its matrix kernels.
+        step: tokens per batch; None feeds all at once. 1 is how text is generated.
         library: folder of other shared libraries of the same version (`LLAMA_CPP_LIB_PATH`).
     """
 
@@ -47,6 +48,7 @@ class LlamaOptions:
     threads: int | None = None
     tiled: bool = False
     repack: bool = False
+    step: int | None = None
     library: str | None = None
 
 
@@ -61,7 +63,7 @@ def run_llama_cpp(
 
     Args:
         path: a GGUF file of the architecture qwen2.
-        tokens: token ids, fed in one batch from position 0.
+        tokens: token ids, fed from position 0.
         options: how the engine is to run.
         raw: names of ggml nodes to keep as they are, too (`kq`, `norm`, `Vcur`; `*` is all that are
             computed). They are in the trace's `extra` as `kq-3:MUL_MAT`, axes in row-major order,
@@ -140,7 +142,8 @@ def _start(request: dict[str, object], options: LlamaOptions, path: str | Path) 
     environment["PYTHONPATH"] = os.pathsep.join([str(_PACKAGE_ROOT), *filter(None, sys.path)])
     try:
         finished = subprocess.run(
-            [sys.executable, "-m", "aprjax.trace.llama_cpp_child"],
+            # Without the current folder on the path: a file there could stand in for a module.
+            [sys.executable, "-P", "-m", "aprjax.trace.llama_cpp_child"],
             input=json.dumps(request).encode(),
             capture_output=True,
             env=environment,

@@ -24,6 +24,7 @@ from aprjax.trace.ggml_nodes import (
     KNOWN_PYTHON_PACKAGE,
     EngineMismatch,
     StageMap,
+    absent_stages,
     check_library,
     declare,
     labels,
@@ -69,27 +70,42 @@ def _run(request: dict[str, Any]) -> None:
     info = TraceInfo(**request["info"])
     info = TraceInfo(**{**request["info"], "engine": {**info.engine, **_facts(llama_cpp, base, folder)}})
     layers, options = request["layers"], request["options"]
+    total = len(info.tokens)
+    step = options["step"] or total
+    absent = absent_stages(flash_attention=options["flash_attention"], stepwise=step < total)
     written: set[tuple[int, Stage]] = set()
-    # Every node may be asked for; a name takes the room of a stage's entry.
-    spare = 64 * (layers + 1) if request["raw"] else 0
+    # Every node may be asked for, 40 in a layer (kernels.md section 4); a name takes the room of a stage's entry.
+    spare = 64 * (layers + 1) * -(-total // step) if request["raw"] else 0
     with TraceWriter(Path(request["target"]), info, layers=layers, extra=spare) as writer:
 
         def emit(layer: int, stage: Stage, values: np.ndarray) -> None:
-            writer.write(layer, stage, values)
+            if stage in absent:
+                return
+            if stage is Stage.ATTN_SOFTMAX and step < total:
+                values = _with_later_keys(values, capture.stages.keys, total)
+            writer.write(layer, stage, values, total_rows=total)
             written.add((layer, stage))
 
-        stages = StageMap(len(info.tokens), emit)
-        capture = _Capture(base, stages, tuple(request["raw"]), writer)
+        capture = _Capture(base, tuple(request["raw"]), writer)
         callback = llama_cpp.ggml_backend_sched_eval_callback(capture)
-        with _context(llama_cpp, Path(info.path), len(info.tokens), options, callback) as context:
-            code = _decode(llama_cpp, context, list(info.tokens))
-        if capture.failure is not None:
-            raise capture.failure
-        if code != 0:
-            raise RuntimeError(f"llama_decode failed with code {code}")
-        missing = list(missing_stages(layers, written, flash_attention=options["flash_attention"]))
+        with _context(llama_cpp, Path(info.path), options, callback, count=total, step=step) as context:
+            for start in range(0, total, step):
+                tokens = list(info.tokens[start : start + step])
+                capture.stages = StageMap(len(tokens), start + len(tokens), emit)
+                code = _decode(llama_cpp, context, tokens, start)
+                if capture.failure is not None:
+                    raise capture.failure
+                if code != 0:
+                    raise RuntimeError(f"llama_decode failed with code {code}")
+        missing = list(missing_stages(layers, written, absent=absent))
         if missing:
             raise EngineMismatch(f"{len(missing)} stages are not in the engine's graph, first {missing[0]}")
+
+
+def _with_later_keys(rows: np.ndarray, keys: int, total: int) -> np.ndarray:
+    """Probabilities `[position, head * keys]` with those of later keys, which are zero: `[position, head * total]`."""
+    heads = rows.reshape(rows.shape[0], -1, keys)
+    return np.pad(heads, ((0, 0), (0, 0), (0, total - keys))).reshape(rows.shape[0], -1)
 
 
 def _log(level: int, text: bytes, _user: Any) -> None:
@@ -119,8 +135,10 @@ def _facts(llama_cpp: Any, base: Any, folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _context(llama_cpp: Any, path: Path, count: int, options: dict[str, Any], callback: Any) -> Iterator[Any]:
-    """A model and its context, freed at the end."""
+def _context(
+    llama_cpp: Any, path: Path, options: dict[str, Any], callback: Any, *, count: int, step: int
+) -> Iterator[Any]:
+    """A model and its context for `count` tokens in batches of `step`, freed at the end."""
     wanted = llama_cpp.llama_model_default_params()
     wanted.n_gpu_layers = 0
     wanted.use_extra_bufts = options["repack"]
@@ -131,8 +149,10 @@ def _context(llama_cpp: Any, path: Path, count: int, options: dict[str, Any], ca
     try:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = -(-count // _CELLS) * _CELLS
-        # One batch: a longer prompt would be cut into several graphs.
-        settings.n_batch = settings.n_ubatch = count
+        # A batch longer than these would be cut into several graphs.
+        settings.n_batch = settings.n_ubatch = step
+        # A build for GPUs would take large products and the cache there even with no layer on it.
+        settings.offload_kqv = settings.op_offload = False
         settings.n_threads = settings.n_threads_batch = options["threads"]
         settings.type_k, settings.type_v = _KV_TYPES[options["type_k"]], _KV_TYPES[options["type_v"]]
         settings.flash_attn_type = int(options["flash_attention"])
@@ -153,11 +173,14 @@ class _Capture:
     """The evaluation callback: copies wanted nodes while the engine computes them.
 
     Attributes:
+        stages: of the batch at hand.
         failure: what went wrong in it. An exception must not cross into C: it stops the graph instead.
     """
 
-    def __init__(self, base: Any, stages: StageMap, raw: tuple[str, ...], writer: TraceWriter) -> None:
-        self._base, self._stages, self._raw, self._writer = base, stages, raw, writer
+    stages: StageMap
+
+    def __init__(self, base: Any, raw: tuple[str, ...], writer: TraceWriter) -> None:
+        self._base, self._raw, self._writer = base, raw, writer
         self._label = labels()
         self.failure: Exception | None = None
 
@@ -165,12 +188,12 @@ class _Capture:
         """Asked before a node is computed: is it wanted? Told after: take it, and go on."""
         try:
             node = read_node(self._base, address)
-            for_raw, for_stage = _is_raw(node.name, node.op, self._raw), self._stages.wants(node)
+            for_raw, for_stage = _is_raw(node.name, node.op, self._raw), self.stages.wants(node)
             if ask:
                 return for_raw or for_stage
             values = read_values(self._base, node)
             if for_stage:
-                self._stages.take(node, values)
+                self.stages.take(node, values)
             if for_raw:
                 self._writer.write_extra(self._label(node), values)
         except Exception as error:
@@ -179,16 +202,16 @@ class _Capture:
         return True
 
 
-def _decode(llama_cpp: Any, context: Any, tokens: list[int]) -> int:
-    """One forward pass over all tokens, every one of them an output; llama.cpp's return code."""
+def _decode(llama_cpp: Any, context: Any, tokens: list[int], start: int) -> int:
+    """One forward pass over a batch from position `start`, every token an output; llama.cpp's return code."""
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     try:
         batch.n_tokens = len(tokens)
-        for position, token in enumerate(tokens):
-            batch.token[position], batch.pos[position] = token, position
-            batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
+        for row, token in enumerate(tokens):
+            batch.token[row], batch.pos[row] = token, start + row
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
             # Otherwise the last layer sees the output rows only.
-            batch.logits[position] = 1
+            batch.logits[row] = 1
         return llama_cpp.llama_decode(context, batch)
     finally:
         llama_cpp.llama_batch_free(batch)

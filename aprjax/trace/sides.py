@@ -6,7 +6,7 @@
 | a `.safetensors` file that holds a saved trace | nothing: it is read |
 | an APRT folder | nothing: it is read |
 | `llama.cpp:FILE.gguf` | llama.cpp, live |
-| `llama.cpp[kv=f16,flash-attention,tiled,repack,threads=4,library=DIR]:FILE.gguf` | the same with other options |
+| `llama.cpp[kv=f16,flash-attention,tiled,repack,threads=4,step=1,library=DIR]:FILE.gguf` | with other options |
 | `hf:DIR` | transformers, live |
 """
 
@@ -61,6 +61,12 @@ class Side:
         """The tokens that a recorded trace was made of; None where any may be fed."""
         return None if self.recorded is None else self.recorded.info.tokens
 
+    def require(self, tokens: list[int] | None) -> list[int]:
+        """The tokens; NoTokens where there are none."""
+        if tokens is None:
+            raise NoTokens("this side runs a model: give --prompt or --tokens", file=self.path)
+        return tokens
+
     def trace(
         self, tokens: list[int] | None = None, *, arithmetic: Arithmetic | None = None, raw: tuple[str, ...] = ()
     ) -> AnyTrace:
@@ -91,8 +97,7 @@ class Side:
                     fix="give the trace's own tokens (--tokens), or trace the other prompt",
                 )
             return self.recorded
-        if tokens is None:
-            raise NoTokens("this side runs a model: give --prompt or --tokens", file=self.path)
+        tokens = self.require(tokens)
         if self.kind == "llama.cpp":
             return run_llama_cpp(self.path, tokens, self.options, raw=raw)
         if self.kind == "hf":
@@ -189,15 +194,15 @@ def _llama_options(text: str, path: Path) -> LlamaOptions:
         key, _, value = word.partition("=")
         if word in _SWITCHES:
             options = _SWITCHES[word](options)
-        elif key == "threads" and re.fullmatch(r"[1-9]\d{0,3}", value):
-            options = replace(options, threads=int(value))
+        elif key in ("threads", "step") and re.fullmatch(r"[1-9]\d{0,3}", value):
+            options = replace(options, **{key: int(value)})
         elif key == "library" and value:
             options = replace(options, library=value)
         else:
             raise CheckpointError(
                 f"the option {word!r} is unknown",
                 file=path,
-                fix=f"known for llama.cpp: {', '.join(_SWITCHES)}, threads=N, library=DIR",
+                fix=f"known for llama.cpp: {', '.join(_SWITCHES)}, threads=N, step=N, library=DIR",
             )
     return options
 

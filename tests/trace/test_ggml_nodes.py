@@ -13,6 +13,7 @@ from aprjax.trace.ggml_nodes import (
     Node,
     StageMap,
     Tensor,
+    absent_stages,
     check_library,
     labels,
     missing_stages,
@@ -121,7 +122,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 def test_a_projection_without_bias_keeps_its_value() -> None:
     taken: dict[tuple[int, Stage], np.ndarray] = {}
-    stages = StageMap(1, lambda layer, stage, value: taken.__setitem__((layer, stage), value))
+    stages = StageMap(1, 1, lambda layer, stage, value: taken.__setitem__((layer, stage), value))
     # V comes before K, and only V has a bias.
     for name, op, value in (
         ("Qcur", "MUL_MAT", 1),
@@ -137,7 +138,7 @@ def test_a_projection_without_bias_keeps_its_value() -> None:
 
 
 def test_the_same_name_with_another_operation_is_another_node() -> None:
-    stages = StageMap(1, lambda layer, stage, value: None)
+    stages = StageMap(1, 1, lambda layer, stage, value: None)
     wanted = [op for op in ("MUL_MAT", "ADD", "RESHAPE", "VIEW", "ROPE") if stages.wants(node("Qcur", op, 0))]
     assert wanted == ["MUL_MAT", "ADD", "ROPE"]
     assert not stages.wants(node("node_5", "MUL_MAT", 0, "blk.0.something.weight"))
@@ -153,7 +154,9 @@ def test_what_a_graph_lacks_is_named() -> None:
     everything = {(OUTSIDE, stage) for stage in (Stage.EMBEDDING, Stage.FINAL_NORM, Stage.LM_HEAD)}
     everything |= {(0, stage) for stage in Stage if (OUTSIDE, stage) not in everything}
     present = everything - {(0, Stage.FFN_SILU)}
-    assert list(missing_stages(1, present, flash_attention=False)) == []
+    plain = absent_stages(flash_attention=False, stepwise=False)
+    assert list(missing_stages(1, present, absent=plain)) == []
     lacking = present - {(0, Stage.ATTN_SCORES), (0, Stage.FFN_UP)}
-    assert list(missing_stages(1, lacking, flash_attention=False)) == ["layer 0 attn_scores", "layer 0 ffn_up"]
-    assert list(missing_stages(1, lacking, flash_attention=True)) == ["layer 0 ffn_up"]
+    assert list(missing_stages(1, lacking, absent=plain)) == ["layer 0 attn_scores", "layer 0 ffn_up"]
+    fused = absent_stages(flash_attention=True, stepwise=False)
+    assert list(missing_stages(1, lacking, absent=fused)) == ["layer 0 ffn_up"]

@@ -118,6 +118,12 @@ def test_the_plain_build_depends_on_neither_batch_nor_threads(
             assert same_bits(prefix[layer, stage], live[layer, stage][:5]), (layer, stage)
     assert prefix.extra == {}
     assert list(tmp_path.iterdir()) == []
+    stepwise = run_llama_cpp(gguf, TOKENS, LlamaOptions(step=3), raw=("kqv",))
+    assert set(stepwise) == expected_keys(3, Stage.FFN_SILU, Stage.ATTN_SCORES)
+    for key in stepwise:
+        assert same_bits(stepwise[key], live[key]), key
+    assert stepwise.info.engine["step"] == "3"
+    assert set(stepwise.extra) == {f"kqv-{layer}:MUL_MAT{n}" for layer in range(3) for n in ("", "#2", "#3")}
 
 
 @pytest.mark.llama_cpp

@@ -75,8 +75,8 @@ def test_a_model_needs_tokens_of_its_vocabulary(files: Path) -> None:
 def test_options_of_llama_cpp(files: Path) -> None:
     path = files / "model.gguf"
     assert open_side(f"llama.cpp:{path}").options == LlamaOptions()
-    words = "kv=f16,flash-attention,tiled,repack,threads=3,library=lib"
-    wanted = LlamaOptions("f16", "f16", flash_attention=True, threads=3, tiled=True, repack=True, library="lib")
+    words = "kv=f16,flash-attention,tiled,repack,threads=3,step=1,library=lib"
+    wanted = LlamaOptions("f16", "f16", flash_attention=True, threads=3, tiled=True, repack=True, step=1, library="lib")
     assert open_side(f"llama.cpp[{words}]:{path}").options == wanted
     for word in ("kv=q8_0", "threads=0", "threads", "fast", "library="):
         with pytest.raises(CheckpointError, match=r"is unknown.*flash-attention"):
