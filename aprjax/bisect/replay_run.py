@@ -186,7 +186,13 @@ def replay_layers(
     flow = _Flow()
     _advance(flow, Stage.EMBEDDING, first, {i: embedded for i in range(len(sides))}, length)
 
+    # What follows the last value of the trace is not computed: there is nothing to compare it with.
+    end = any(stage in (Stage.FINAL_NORM, Stage.LM_HEAD) for _, stage in present)
+    last = checkpoint.config.num_layers if end else max((layer for layer, _ in present), default=OUTSIDE)
     for layer in range(checkpoint.config.num_layers):
+        if layer > last:
+            yield _nothing(layer, LAYER_STAGES, tuple(trace.info.positions))
+            continue
         module = load_layer(checkpoint, layer)
         traced = _values(trace, present, layer, LAYER_STAGES)
         given = {stage: padded(stage, value, length) for stage, value in traced.items()}
@@ -203,10 +209,15 @@ def replay_layers(
             key = (index, without)
             if key not in outputs:
                 hidden = (flow.own if "previous" in without else flow.hidden)[index]
-                kept = {stage: value for stage, value in given.items() if str(stage) not in without}
                 # The last residual is captured, not replaced: the layer's own output is wanted, too.
-                kept.pop(Stage.POST_FFN_RESIDUAL, None)
+                kept = {stage: value for stage, value in given.items() if stage is not Stage.POST_FFN_RESIDUAL}
                 output, captured = sides[index].run(module, hidden, contexts[index], kept)
+                own = [stage for stage in kept if str(stage) in without]
+                for _ in own:
+                    # Replaced by what was computed, not left out: the same program runs. Once for each of
+                    # them, since one may be computed from another.
+                    kept.update({stage: captured[stage] for stage in own})
+                    output, captured = sides[index].run(module, hidden, contexts[index], kept)
                 outputs[key] = output, {stage: trim(stage, v, count) for stage, v in captured.items()}
             return outputs[key][1]
 
@@ -228,7 +239,19 @@ def replay_layers(
             run(index, frozenset())
         ends = {i: outputs[same[i if i < needed else i - half], frozenset()][0] for i in range(len(sides))}
         _advance(flow, Stage.POST_FFN_RESIDUAL, replayed, ends, length)
-    yield _final(trace, present, checkpoint, sides, flow)
+    if end:
+        yield _final(trace, present, checkpoint, sides, flow)
+    else:
+        yield _nothing(OUTSIDE, (Stage.FINAL_NORM, Stage.LM_HEAD), tuple(trace.info.head_positions))
+
+
+def _nothing(layer: int, stages: Iterable[Stage], positions: tuple[int, ...]) -> ReplayedLayer:
+    """A layer that the trace has no value of."""
+
+    def compute(index: int, without: frozenset[str]) -> Values:
+        raise AssertionError("nothing is compared where the trace has no value")
+
+    return ReplayedLayer(layer, {}, compute, compute, dict.fromkeys(stages, ()), set(), positions)
 
 
 def _values(trace: AnyTrace, present: set[tuple[int, Stage]], layer: int, stages: Iterable[Stage]) -> Values:
