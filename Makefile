@@ -11,6 +11,8 @@ CACHE := $(if $(APRJAX_CACHE),$(APRJAX_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE
 # `make setup CONSTRAINTS=` takes the newest release of everything instead of the tested ones.
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
+# Most of the quick tests wait for a compiler that uses one core. A file stays in one process, for its fixtures.
+PYTEST_WORKERS ?= 2
 
 # The plain build: batch- and thread-invariant, no repacked weights, no tinyBLAS, and no instructions
 # beyond AVX2, so it is the oracle that gives the same bits on every x86-64 machine of the last ten years.
@@ -65,7 +67,7 @@ models: $(BIN)/.setup-done
 	set -e; for model in $(MODELS); do $(BIN)/python -m aprjax fetch $$model; done
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not real_model" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not real_model" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-real: peers models
 	APRJAX_REQUIRE_MODELS=1 APRJAX_REQUIRE_PEERS=1 $(BIN)/python -m pytest -q -m real_model $(PYTEST_ARGS)

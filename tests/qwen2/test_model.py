@@ -34,8 +34,11 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
-@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [*((config, False) for config in SHAPES.values()), (SHAPES["grouped"], True), (SHAPES["odd sizes"], True)],
+    ids=[*SHAPES, "grouped, tied head", "odd sizes, tied head"],
+)
 def test_every_stage_equals_the_reference_in_float32_and_float64(config: ModelConfig, tied: bool) -> None:
     checkpoint = tiny_checkpoint(config, tied=tied)
     expected = forward(checkpoint, TOKENS)
