@@ -116,7 +116,7 @@ def open_aprt(folder: str | Path, *, config: ModelConfig | None = None, tokens: 
         raise CheckpointError(
             f"the folder has no {SIDECAR}: APRT files say neither their tokens nor their shapes and positions",
             file=folder,
-            fix="give the tokens it was made of (--tokens) and a checkpoint of the model on the other side",
+            fix="vouch for them: `python -m aprjax trace DIR --file CHECKPOINT --tokens IDS --save FILE.safetensors`",
         )
     return _without_sidecar(folder, found, config, tokens)
 

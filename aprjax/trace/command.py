@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aprjax.checkpoint import open_checkpoint
-from aprjax.checkpoint.types import CheckpointError
+from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import preset
+from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.text import Tokenizer, wrap
+from aprjax.trace.aprt import AprtTrace
 from aprjax.trace.aprt_writer import write_aprt
 from aprjax.trace.llama_cpp import save_llama_cpp
 from aprjax.trace.memory import AnyTrace, save
@@ -42,8 +45,12 @@ def make_trace(
     Raises:
         CheckpointError: the side cannot be opened or run, or the target cannot be written.
     """
-    config = open_checkpoint(file).config if file is not None else None
-    opened = open_side(side, config=config, tokens=tokens)
+    checkpoint = open_checkpoint(file) if file is not None else None
+    opened = open_side(side, config=checkpoint.config if checkpoint is not None else None, tokens=tokens)
+    if checkpoint is not None:
+        opened = _vouched(opened, checkpoint)
+    if opened.kind == "checkpoint":  # the others need no jax
+        enable_compilation_cache()
     ids = tokens if tokens is not None else _tokenize(opened, prompt, prompt_file, times)
     if opened.kind == "llama.cpp" and target is not None and target.suffix == ".safetensors" and arithmetic is None:
         # Straight to the file: of a long prompt on a large model it may not fit into memory.
@@ -72,6 +79,27 @@ def make_trace(
         "saved": None if target is None else str(target),
         "left_out": list(left_out),
     }
+
+
+def _vouched(side: Side, checkpoint: Checkpoint) -> Side:
+    """The side with the file that the user says it came from, which the trace then names.
+
+    Raises:
+        CheckpointError: the side knows its file, and it is another one; or it runs a model itself.
+    """
+    trace = side.recorded
+    if trace is None or (trace.info.sha256 and trace.info.sha256 != checkpoint.sha256()):
+        what = "runs a model itself" if trace is None else f"was made from a file with sha256 {trace.info.sha256}"
+        raise CheckpointError(
+            f"the side {what}, and --file names {checkpoint.path} with sha256 {checkpoint.sha256()}",
+            file=side.path,
+            fix="leave --file out: it is for APRT folders without a sidecar",
+        )
+    if not isinstance(trace, AprtTrace) or trace.info.sha256:
+        return side
+    engine = {**trace.info.engine, "file and tokens": "as told on the command line: the folder does not say"}
+    info = replace(trace.info, path=str(checkpoint.path), sha256=checkpoint.sha256(), engine=engine)
+    return replace(side, recorded=replace(trace, info=info))
 
 
 def _tokenize(side: Side, prompt: str | None, prompt_file: Path | None, times: str) -> list[int] | None:

@@ -174,6 +174,16 @@ def test_a_crash_of_the_engine_is_an_error_of_one_sentence(
     assert caught.value.file == str(gguf)
 
 
+@pytest.mark.llama_cpp
+def test_another_version_is_refused(
+    llama_cpp: ModuleType, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text("__version__ = '0.3.35'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineError, match=r"expected llama-cpp-python 0\.3\.36, found 0\.3\.35.*make peers"):
+        run_llama_cpp(gguf, TOKENS)
+
+
 def test_without_llama_cpp_the_message_says_how_to_get_it(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"not installed.*make peers"):

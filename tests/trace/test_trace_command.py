@@ -77,11 +77,13 @@ def test_a_folder_of_upstreams_needs_file_and_tokens(saved: Path, capsys: pytest
     (folder / "_aprjax.json").unlink()
     assert main(["trace", str(folder)]) == 4
     assert "--tokens" in capsys.readouterr().err
-    write_tiny(saved.with_name("model.apr"), tiny_checkpoint())
+    checkpoint = write_tiny(saved.with_name("model.apr"), tiny_checkpoint())
     told = ["--tokens", "3,1,4,1,5", "--file", str(saved.with_name("model.apr"))]
     summary = summary_of(capsys, str(folder), *told)
     # The sample is of no such model: nothing is taken, and each file has its reason.
     assert summary["values"] == []
+    assert summary["side"]["sha256"] == checkpoint.sha256()
+    assert "as told on the command line" in summary["side"]["engine"]["file and tokens"]
     assert len(summary["unvouched"]) == 37
     assert main(["trace", str(folder), *told]) == 0
     assert "not taken: layer-0/ffn_gate.bin: expected 5 x 512 elements, found 40" in capsys.readouterr().out
@@ -108,6 +110,7 @@ def test_a_failure_is_one_line_and_leaves_nothing(saved: Path, capsys: pytest.Ca
     (saved.with_name("prompt")).write_bytes(b"\xff")
     (saved.with_name("full")).mkdir()
     (saved.with_name("full") / "something").write_text("here")
+    write_tiny(saved.with_name("model.apr"), tiny_checkpoint())
     wrong = {
         "is to be compared": ["--tokens", "1,2"],
         "recorded trace has its tokens": ["--prompt", "hello"],
@@ -115,6 +118,7 @@ def test_a_failure_is_one_line_and_leaves_nothing(saved: Path, capsys: pytest.Ca
         "not an empty folder": ["--save", str(saved.with_name("full"))],
         "No such file": ["--save", str(saved.with_name("missing") / "a.safetensors")],
         "has its own": ["--arithmetic", "float32"],
+        "was made from a file with sha256 000000": ["--file", str(saved.with_name("model.apr"))],
     }
     before = sorted(saved.parent.rglob("*"))
     for words, options in wrong.items():
