@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from aprjax.checkpoint.fetch import Report
 
-PIPED_COLUMNS = 160
+# Two long paths fit on a line; no renderer fills the width, so that it costs nothing.
+PIPED_COLUMNS = 1000
 
 
 def show(render: Callable[[Console], None], value: dict[str, Any], json_out: str | None) -> None:
