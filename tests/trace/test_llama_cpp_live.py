@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from local import local_differences
-from tiny import tiny_checkpoint, write_tiny
+from tiny import CONFIG, random_values, tiny_checkpoint, write_tiny
 from trace_samples import same_bits
 
 import aprjax
@@ -135,6 +135,18 @@ def test_flash_attention_and_a_float16_cache(live: MemoryTrace, gguf: Path) -> N
     ours, theirs = fused[0, Stage.ATTENTION], live[0, Stage.ATTENTION]
     # Rounding to float16 (2^-11) of keys, values and probabilities shows, and is no more than that.
     assert 0 < np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 2**-9
+
+
+@pytest.mark.llama_cpp
+def test_nan_is_kept_where_it_arises(llama_cpp: ModuleType, tmp_path: Path) -> None:
+    values = random_values(CONFIG)
+    values["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    write_tiny(tmp_path / "nan.apr", tiny_checkpoint(values=values))
+    convert(tmp_path / "nan.apr", tmp_path / "nan.gguf", keep_blocks=True)
+    trace = run_llama_cpp(tmp_path / "nan.gguf", TOKENS[:3])
+    first = next(key for key in trace if key[0] != OUTSIDE and np.isnan(trace[key]).any())
+    assert first == (1, Stage.FFN_UP)
+    assert np.argwhere(np.isnan(trace[first])).tolist() == [[0, 3], [1, 3], [2, 3]]
 
 
 @pytest.mark.llama_cpp
