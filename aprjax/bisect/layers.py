@@ -18,7 +18,7 @@ from aprjax.bisect.files import FilesReport, compare_files
 from aprjax.bisect.lockstep import LayerPair, WeightSource, run_final, run_layers
 from aprjax.bisect.margins import margins
 from aprjax.bisect.metrics import UNMEASURED, Sums, massive_channels, relative_l2, without_channels
-from aprjax.bisect.noise import NoiseFloor
+from aprjax.bisect.noise import NoiseFloor, engine_floors
 from aprjax.bisect.report import (
     FirstDivergence,
     LayerReport,
@@ -93,7 +93,9 @@ def layers(
     if files is None and model.checkpoint is not None and ref.checkpoint is not None:
         files = compare_files(model.checkpoint, ref.checkpoint, progress=lambda d, t: progress("files", d, t))
     clock["files"] = time.perf_counter()
-    state = _State(NoiseFloor(), files, model, ref, list(positions), positions)
+    floors = [engine_floors(side.trace.info.engine) for side in (model, ref) if isinstance(side, Traced)]
+    noise = NoiseFloor({stage: floor for known in floors for stage, floor in known.items()})
+    state = _State(noise, files, model, ref, list(positions), positions)
     findings = _findings(model, ref, files, tokens)
     if files is not None and files.dimensions:
         keys = ", ".join(f"{k} ({a} and {b})" for k, (a, b) in files.dimensions.items())

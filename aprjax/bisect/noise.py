@@ -7,6 +7,7 @@ sides that are bit-identical need no tolerance.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,19 @@ FACTOR = 8.0
 # No floor is below half a unit in the last place of float32: a value that happens to be exact would
 # otherwise allow nothing.
 SMALLEST = 2.0**-24
+
+# Unit roundoff of float16, relative to a value in the middle of its binade.
+_HALF = 2.0**-12
+
+
+def engine_floors(engine: Mapping[str, str]) -> dict[Stage, float]:
+    """Floors that an engine's recorded options imply and that no run of a file shows.
+
+    With a float16 cache ggml's flash attention also keeps its sums in float16 (`ggml_compute_forward_flash_attn_ext`,
+    ops.cpp), in an order of its own.
+    """
+    fused = engine.get("flash_attention") == "True" and engine.get("type_v") == "f16"
+    return {Stage.ATTENTION: _HALF} if fused else {}
 
 
 @dataclass

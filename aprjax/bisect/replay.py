@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aprjax.bisect.cause import MATMUL_STAGES, tensors_of
-from aprjax.bisect.noise import FACTOR, SMALLEST
+from aprjax.bisect.noise import FACTOR, SMALLEST, engine_floors
 from aprjax.bisect.replay_patterns import describe_fault
 from aprjax.bisect.replay_report import NodeReport, NodeVerdict, ReplayReport, place
 from aprjax.bisect.replay_run import (
@@ -67,7 +67,7 @@ def replay(
     require_runnable(checkpoint)
     findings = _same_file(trace, checkpoint, force=force_file)
     require_comparable(trace, checkpoint)
-    judge = _Judge(checkpoint, arithmetics)
+    judge = _Judge(checkpoint, arithmetics, engine_floors(trace.info.engine))
     total = checkpoint.config.num_layers + 2
     tables: list[list[NodeReport]] = []
     for done, replayed in enumerate(replay_layers(trace, checkpoint, arithmetics)):
@@ -152,6 +152,8 @@ class _Judge:
 
     checkpoint: Checkpoint
     arithmetics: tuple[Arithmetic, ...]
+    # Floors that no run of the file shows.
+    floors: dict[Stage, float]
     # Whether the layer before left an output that its own inputs do not explain, under each arithmetic.
     _doubtful: dict[int, bool] | None = None
 
@@ -220,7 +222,10 @@ class _Judge:
             )
         judged = visible_part(stage, replayed.judge(index, without)[stage])
         explain = self._explainer(replayed, stage)
-        return _measured(report, value, expected, judged, explain=explain, positions=replayed.positions)
+        floor = max(SMALLEST, self.floors.get(stage, 0.0), float(row_distances(judged, expected).max()))
+        return _measured(
+            report, value, expected, tolerance=FACTOR * floor, explain=explain, positions=replayed.positions
+        )
 
     def _explainer(self, replayed: ReplayedLayer, stage: Stage) -> Callable[[np.ndarray, np.ndarray, float], str]:
         source = STAGE_INPUTS[stage][0] if stage in MATMUL_STAGES else None
@@ -253,13 +258,12 @@ def _measured(
     report: NodeReport,
     value: np.ndarray,
     expected: np.ndarray,
-    judged: np.ndarray,
     *,
+    tolerance: float,
     explain: Callable[[np.ndarray, np.ndarray, float], str],
     positions: tuple[int, ...],
 ) -> NodeReport:
-    """The node's distances and its verdict; `judged` is the file's value with sums in another precision."""
-    tolerance = FACTOR * max(float(row_distances(judged, expected).max()), SMALLEST)
+    """The node's distances, and its verdict by what rounding may add up to in one position."""
     unequal = ~_equal(value, expected)
     report = replace(report, count=value.size, mismatches=int(np.count_nonzero(unequal)), tolerance=tolerance)
     bad = ~np.isfinite(value) & unequal
