@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import typer
 
 from aprjax.console import progress, show
+from aprjax.qwen2.arithmetic import PRESETS
 
 UNREADABLE = 4
 INTERNAL_ERROR = 70  # EX_SOFTWARE of BSD's sysexits.h
@@ -184,7 +185,7 @@ def _check_prompt(prompt: str | None, prompt_file: Path | None, tokens: str | No
 
 SIDE = "checkpoint (.gguf, .apr, safetensors folder)"
 ENGINE = "a saved trace, an APRT folder, llama.cpp:FILE.gguf or hf:DIR"
-ARITHMETIC = "How {} computes: float32, float64, llama.cpp."
+ARITHMETIC = f"How {{}} computes: {', '.join(PRESETS)}."
 
 
 @command
