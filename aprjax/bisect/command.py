@@ -47,6 +47,7 @@ def run_layers(
     save_trace: Path | None = None,
 ) -> int:
     """Runs `layers` as the command line asks; see `aprjax.cli.layers` for the options. Returns the exit code."""
+    _check_destinations(json_out, report, save_trace)
     enable_compilation_cache()
     sides = open_two(model, ref)
     prompts = _prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
@@ -85,6 +86,19 @@ def run_layers(
         index = write_report(reports, document, report)
         print(f"report: {index}", file=sys.stderr)
     return worst(reports).verdict.exit_code
+
+
+def _check_destinations(json_out: str | None, report: Path | None, save_trace: Path | None) -> None:
+    """Refuses, before minutes of work, an output that could not be written after them."""
+    files = [Path(file) for file in (json_out, save_trace) if file is not None and str(file) != "-"]
+    for file in files:
+        if file.is_dir() or not file.absolute().parent.is_dir():
+            found = "a folder stands there" if file.is_dir() else "there is no such folder"
+            raise CheckpointError(f"cannot be written: {found}", file=file, fix="choose a file in a folder that exists")
+    if report is not None and report.exists() and not report.is_dir():
+        raise CheckpointError(
+            "a file stands where the report's folder is to be", file=report, fix="choose another name"
+        )
 
 
 def worst(reports: list[LayersReport]) -> LayersReport:

@@ -188,6 +188,9 @@ def test_saved_traces_hold_every_stage_and_their_provenance(pair: tuple[str, str
         (["--prompt", ""], 4, "no tokens"),
         (["--tokens", "1,2", "--positions", "0..7"], 4, "beyond the prompt's 2 tokens"),
         (["--prompt-file", "nowhere.txt"], 4, "nowhere.txt"),
+        (["--prompt", "a", "--json", "nowhere/out.json"], 4, "there is no such folder"),
+        (["--prompt", "a", "--save-trace", "nowhere/out.safetensors"], 4, "there is no such folder"),
+        (["--prompt", "a", "--report", __file__], 4, "a file stands where"),
     ],
 )
 def test_bad_input_is_told_in_words(
