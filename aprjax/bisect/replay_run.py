@@ -209,16 +209,19 @@ def replay_layers(
             key = (index, without)
             if key not in outputs:
                 hidden = (flow.own if "previous" in without else flow.hidden)[index]
-                # The last residual is captured, not replaced: the layer's own output is wanted, too.
-                kept = {stage: value for stage, value in given.items() if stage is not Stage.POST_FFN_RESIDUAL}
-                output, captured = sides[index].run(module, hidden, contexts[index], kept)
+                kept = dict(given)
+                _, captured = sides[index].run(module, hidden, contexts[index], kept)
                 own = [stage for stage in kept if str(stage) in without]
                 for _ in own:
                     # Replaced by what was computed, not left out: the same program runs. Once for each of
                     # them, since one may be computed from another.
                     kept.update({stage: captured[stage] for stage in own})
-                    output, captured = sides[index].run(module, hidden, contexts[index], kept)
-                outputs[key] = output, {stage: trim(stage, v, count) for stage, v in captured.items()}
+                    _, captured = sides[index].run(module, hidden, contexts[index], kept)
+                # The layer's own output, not the trace's that takes its place.
+                outputs[key] = (
+                    captured[Stage.POST_FFN_RESIDUAL],
+                    {stage: trim(stage, v, count) for stage, v in captured.items()},
+                )
             return outputs[key][1]
 
         through, spoiled = _provenance(traced, flow)

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from tiny import CONFIG, tiny_checkpoint, write_tiny
 
-from aprjax.bisect.replay_run import stage_widths
+from aprjax.bisect.replay_run import padded, stage_widths
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, Stage
 from aprjax.qwen2.arithmetic import Arithmetic
-from aprjax.qwen2.model import Qwen2, causal_context, embed_padded, run_head, run_layer, run_norm
+from aprjax.qwen2.model import Qwen2, causal_context, embed_padded, run_head, run_layer, run_norm, trim
 from aprjax.trace import MemoryTrace, TraceInfo
 
-# As many as their bucket: nothing is padded.
-TOKENS = (5, 17, 300, 5, 256, 41, 99, 3)
+# Those of test_layers.py, so that both share compiled programs.
+TOKENS = (5, 17, 300, 5, 256, 41, 99, 3, 250, 12, 7)
 TYPES = {"": "Q4_K", "v_proj": "Q6_K", "down_proj": "Q6_K", "lm_head": "Q6_K"}
 LAYERS = 2
 
@@ -54,25 +54,26 @@ def faulty_trace(
 ) -> MemoryTrace:
     """A trace by `arithmetic`, computed on from the faulty values, as an engine with those faults does."""
     model = Qwen2(checkpoint, arithmetic)
-    context = causal_context(checkpoint.config, arithmetic, length=len(TOKENS))
-    widths = stage_widths(checkpoint.config, len(TOKENS))
+    count = len(TOKENS)
     hidden = embed_padded(checkpoint, list(TOKENS))
-    values = {(OUTSIDE, Stage.EMBEDDING): hidden}
+    context = causal_context(checkpoint.config, arithmetic, length=len(hidden))
+    widths = stage_widths(checkpoint.config, count)
+    values = {(OUTSIDE, Stage.EMBEDDING): hidden[:count]}
     for index, layer in enumerate(model.layers):
-        here = {stage: np.zeros((len(TOKENS), widths[stage]), np.float32) for stage in LAYER_STAGES}
+        here = {stage: np.zeros((count, widths[stage]), np.float32) for stage in LAYER_STAGES}
         # Every stage is replaced by what it was last computed to be, so that one program serves all faults; a
         # layer is as deep as it has stages.
         for _ in LAYER_STAGES:
-            given = {stage: value for stage, value in here.items() if stage is not Stage.POST_FFN_RESIDUAL}
+            given = {stage: padded(stage, value, len(hidden)) for stage, value in here.items()}
             _, _, captured = run_layer(layer, hidden, context, given, {}, arithmetic=arithmetic, capture=True)
-            computed = {stage: np.array(captured[stage]) for stage in LAYER_STAGES}
+            computed = {stage: trim(stage, np.array(captured[stage]), count) for stage in LAYER_STAGES}
             for at, fault in faults.items():
                 if at[0] == index:
                     computed[at[1]] = fault(computed[at[1]].copy(), here).astype(np.float32)
             here = computed
         values.update({(index, stage): value for stage, value in here.items()})
-        hidden = here[Stage.POST_FFN_RESIDUAL]
-    normed = np.asarray(run_norm(model.norm, jnp.asarray(hidden), arithmetic=arithmetic))
+        hidden = padded(Stage.POST_FFN_RESIDUAL, here[Stage.POST_FFN_RESIDUAL], len(hidden))
+    normed = np.asarray(run_norm(model.norm, jnp.asarray(hidden[:count]), arithmetic=arithmetic))
     normed = _faulty(faults, Stage.FINAL_NORM, normed)
     logits = np.asarray(run_head(model.head, jnp.asarray(normed), arithmetic=arithmetic))
     values[OUTSIDE, Stage.FINAL_NORM] = normed

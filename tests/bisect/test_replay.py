@@ -259,7 +259,7 @@ def test_a_trace_of_another_file_is_refused_unless_that_is_wanted(file: Checkpoi
     [
         ({"tokens": TOKENS[:-1]}, "positions"),
         ({"tokens": ()}, "names no tokens"),
-        ({"positions": tuple(range(1, len(TOKENS) + 1))}, "expected values of all 8 positions"),
+        ({"positions": tuple(range(1, len(TOKENS) + 1))}, "expected values of all 11 positions"),
         ({"head_positions": (0, 99)}, "lie outside"),
         ({"head_positions": (7,)}, "expected shape"),
     ],
