@@ -24,6 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TWO_SIDES = ["layers", "--model", "a.apr", "--ref", "b.gguf"]
 
 
+@pytest.fixture(autouse=True)
+def _no_declared_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-xdist tells its workers a terminal width; a pipe has none."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def run_layers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], int]], list[dict[str, Any]]]:
     """Puts a stand-in for the analysis in place; gives the list of the calls that it gets."""
