@@ -1,9 +1,9 @@
 """Weights laid out for computing: `relay(name, packed)` -> `Relaid`, still encoded, done once at load.
 
-ggml lays each row's blocks one after the other, and each format scatters its bits in its own way. XLA
-decodes that at 0.5 billion elements a second on two cores; laid with the rows of the matrix as the
-fastest axis and the codes as bit planes, it decodes at 9 billion (benchmarks/bench_dot.py), because
-every step is then an elementwise operation on long vectors. The size stays that of the file (Q4_K + 3 %).
+ggml lays each row's blocks one after the other, and each format scatters its bits in its own way, which XLA
+decodes by gathering. Laid with the rows of the matrix as the fastest axis and the codes as bit planes, every
+step of decoding is an elementwise operation on long vectors (benchmarks/bench_dot.py compares the layouts).
+The size stays that of the file (Q4_K + 3 %).
 """
 
 from __future__ import annotations
@@ -197,8 +197,7 @@ def check_relayable(name: str) -> BlockFormat:
 def relay(name: str, packed: Any) -> Relaid:
     """Lays a matrix out for `integer_matmul` and `float_matmul`.
 
-    Compiled once per shape (0.1-0.2 s); then 1-1.6 billion elements a second on two cores, three to five times the
-    same code in NumPy.
+    Compiled once per shape.
 
     Args:
         name: block type.
