@@ -110,7 +110,8 @@ def inspect(path: str | Path, *, whole: bool = True, values: bool = False) -> In
 
     Args:
         path: a file or folder that `open_checkpoint` reads, or a GGUF file of any architecture.
-        whole: also read every byte, without decoding: for the SHA-256, and for NaN or infinite weights.
+        whole: also read every byte, without decoding: for the SHA-256, an APR file's closing CRC, and for NaN or
+            infinite weights.
         values: also decode every tensor, which takes a while, to find values that no sound model has
             (`values.scan_values`).
 
@@ -119,7 +120,7 @@ def inspect(path: str | Path, *, whole: bool = True, values: bool = False) -> In
     """
     path = Path(path)
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, verify=whole)
     except CheckpointError as error:
         foreign = _foreign_gguf(path, error, whole=whole)
         if foreign is None:

@@ -24,11 +24,12 @@ _LOOKALIKES = (
 _HEAD_BYTES = 32
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, verify: bool = False) -> Checkpoint:
     """Open a GGUF file, an APR file or a Hugging Face safetensors folder.
 
     Args:
         path: a file (any part of a split GGUF, or a `.safetensors` file of a folder), or the folder.
+        verify: also check what takes a pass over the whole file: the CRC at the end of an APR file.
 
     Returns:
         The checkpoint: memory-mapped, nothing decoded, deviations as `.findings`.
@@ -45,7 +46,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if container == "apr":
         from aprjax.checkpoint.apr_reader import read_apr
 
-        return read_apr(path)
+        return read_apr(path, verify=verify)
     from aprjax.checkpoint.safetensors_reader import read_safetensors
 
     return read_safetensors(path)

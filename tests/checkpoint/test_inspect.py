@@ -137,3 +137,15 @@ def test_rendering_shows_text_from_files_as_text(tmp_path: Path) -> None:
     assert "unexpected-tensor" in text
     assert "2 layers, hidden 256" in text
     assert "28 tensors" in text
+
+
+def test_the_closing_crc_of_an_apr_file_is_checked_when_the_whole_is_read(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", tiny_tensors())
+    target = tmp_path / "tiny.apr"
+    convert(tmp_path / "tiny.gguf", target)
+    assert "apr-footer-crc-wrong" not in {finding.id for finding in inspect(target).findings}
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content)
+    assert "apr-footer-crc-wrong" in {finding.id for finding in inspect(target).findings}
+    assert "apr-footer-crc-wrong" not in {finding.id for finding in inspect(target, whole=False).findings}
