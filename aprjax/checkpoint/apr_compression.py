@@ -36,7 +36,7 @@ def decompress(data: Any, flags: int, file: Path) -> bytes:
 
 def _unpack_lz4(blob: memoryview, file: Path) -> bytes:
     try:
-        import lz4.block  # pyright: ignore[reportMissingImports]
+        import lz4.block  # pyright: ignore[reportMissingImports] - an extra
     except ImportError:
         raise _needs("lz4", file) from None
     claimed = struct.unpack_from("<I", blob)[0] if len(blob) >= 4 else 0
@@ -50,7 +50,7 @@ def _unpack_lz4(blob: memoryview, file: Path) -> bytes:
 
 def _unpack_zstd(blob: memoryview, file: Path) -> bytes:
     try:
-        import zstandard  # pyright: ignore[reportMissingImports]
+        import zstandard  # pyright: ignore[reportMissingImports] - an extra
     except ImportError:
         raise _needs("zstandard", file) from None
     limit = ZSTD_ACCEPTED_RATIO * len(blob)

@@ -157,7 +157,7 @@ def build_metadata(
             spelled, stored = values[key]  # noqa: PLW2901 - the file's own type wins over the usual one
             if spelled.startswith(ARRAY) and not isinstance(value, tuple):
                 # One number for each layer: keep the file's array unless the number was edited.
-                value = (value,) * len(stored or (value,) * config.num_layers)  # noqa: PLW2901
+                value = (value,) * len(stored or (value,) * config.num_layers)  # noqa: PLW2901 - spelled per layer
             values[key] = (spelled, value)
         elif not optional and (record is None or value != defaults.get(key)):
             values[key] = (spelled, value)

@@ -222,7 +222,7 @@ def _merges(path: Path, merges: Any) -> tuple[str, ...]:
     joined = []
     for number, merge in enumerate(merges):
         if isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
-            merge = " ".join(merge)  # noqa: PLW2901
+            merge = " ".join(merge)  # noqa: PLW2901 - a pair and a joined text are the same merge
         if not isinstance(merge, str):
             raise CheckpointError(f"merge {number} is {str(merge)[:40]!r}", file=path, fix=_FIX)
         joined.append(merge)
