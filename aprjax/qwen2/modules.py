@@ -112,23 +112,47 @@ class Attention(nnx.Module):
         half = arithmetic.kv_cache == "float16"
         if half:
             k, v = _through_half(k), _through_half(v)
-        if context.keys is not None and context.values is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(context.keys, k, context.start, axis=0)
-            v = jax.lax.dynamic_update_slice_in_dim(context.values, v, context.start, axis=0)
-        with jax.named_scope(Stage.ATTN_SCORES):
-            scores = kernels.attention_scores(_through_half(q) if half else q, k, arithmetic)
-            scores = _by_position(tap, Stage.ATTN_SCORES, scores)
-        with jax.named_scope(Stage.ATTN_SOFTMAX):
-            probabilities = kernels.masked_softmax(scores, context.visible, arithmetic)
-            probabilities = _by_position(tap, Stage.ATTN_SOFTMAX, probabilities)
+        cached = (context.visible, context.keys, context.values, context.start)
+        if context.sequences is None:
+            attended, k, v = _attend((q, k, v), cached, arithmetic, tap)
+        else:
+            # Only the attention tells sequences apart: everything else is one product for all of them.
+            split = tuple(x.reshape(context.sequences, -1, *x.shape[1:]) for x in (q, k, v))
+            attended, k, v = jax.vmap(lambda *one: _attend(*one, arithmetic, Tap()))(split, cached)
+            attended = attended.reshape(positions, -1)
         with jax.named_scope(Stage.ATTENTION):
-            weights = _through_half(probabilities) if half else probabilities
-            merged = tap(Stage.ATTENTION, kernels.weighted_values(weights, v, arithmetic))
+            merged = tap(Stage.ATTENTION, attended)
         with jax.named_scope(Stage.ATTN_OUT):
             return tap(Stage.ATTN_OUT, self.o_proj(merged, arithmetic)), (k, v)
 
     def _rotate(self, x: Array, context: Context, arithmetic: Arithmetic) -> Array:
         return kernels.rotate(x, context.cos, context.sin, self.rope_pairing, arithmetic)
+
+
+def _attend(
+    qkv: tuple[Array, Array, Array],
+    cached: tuple[Array, Array | None, Array | None, Array | int],
+    arithmetic: Arithmetic,
+    tap: Tap,
+) -> tuple[Float[Array, "position width"], Array, Array]:
+    """One sequence's attention, heads merged, and its keys and values including the cached ones.
+
+    `qkv` are `[position, head, channel]`; `cached` are a `Context`'s `visible`, `keys`, `values` and `start`.
+    """
+    (q, k, v), (visible, keys, values, start) = qkv, cached
+    half = arithmetic.kv_cache == "float16"
+    if keys is not None and values is not None:
+        k = jax.lax.dynamic_update_slice_in_dim(keys, k, start, axis=0)
+        v = jax.lax.dynamic_update_slice_in_dim(values, v, start, axis=0)
+    with jax.named_scope(Stage.ATTN_SCORES):
+        scores = kernels.attention_scores(_through_half(q) if half else q, k, arithmetic)
+        scores = _by_position(tap, Stage.ATTN_SCORES, scores)
+    with jax.named_scope(Stage.ATTN_SOFTMAX):
+        probabilities = kernels.masked_softmax(scores, visible, arithmetic)
+        probabilities = _by_position(tap, Stage.ATTN_SOFTMAX, probabilities)
+    with jax.named_scope(Stage.ATTENTION):
+        weights = _through_half(probabilities) if half else probabilities
+        return kernels.weighted_values(weights, v, arithmetic), k, v
 
 
 def _through_half(x: Array) -> Array:
@@ -199,7 +223,7 @@ class DecoderLayer(nnx.Module):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["cos", "sin", "visible", "keys", "values", "start"],
-    meta_fields=[],
+    meta_fields=["sequences"],
 )
 @dataclass(frozen=True)
 class Context:
@@ -207,6 +231,9 @@ class Context:
 
     `keys` and `values` are one layer's cache `[capacity, kv_head, channel]`; `start` is the row at
     which these positions are written. Without a cache the keys are those of the positions themselves.
+
+    With `sequences` the positions are those of so many sequences, as many of each, one after the other; `visible`,
+    `keys`, `values` and `start` then have a first axis of that length, and a tap sees no scores and probabilities.
     """
 
     cos: Float[Array, "position half"]
@@ -215,3 +242,4 @@ class Context:
     keys: Float[Array, "capacity kv_head channel"] | None = None
     values: Float[Array, "capacity kv_head channel"] | None = None
     start: Array | int = 0
+    sequences: int | None = None

@@ -1,0 +1,283 @@
+"""Greedy decoding of many prompts at once: one step feeds one token of every sequence.
+
+Matrix products see the tokens of all sequences together, so a step reads the weights once; only the
+attention, over a cache of each sequence's own, tells sequences apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from aprjax.qwen2.arithmetic import Arithmetic
+from aprjax.qwen2.loading import embed
+from aprjax.qwen2.model import Qwen2, bucket, precision_scope, run_head, run_layer, run_norm
+from aprjax.qwen2.modules import Context, DecoderLayer
+from aprjax.qwen2.rope import rope_tables
+from aprjax.qwen2.stages import Tap
+
+# Keys and values of all sequences that decode together: a quarter of the memory that a small machine can spare.
+MOST_CACHE_BYTES = 1 << 30
+# Logits of 64 sequences take 39 MB with Qwen2's vocabulary, and a step is as wide as a prefill of 64 tokens.
+MOST_SEQUENCES = 64
+# Positions of one prefill: as many as the long probe's, whose activations are known to fit.
+MOST_PREFILL_POSITIONS = 512
+
+# Rows are given up when at most every second is needed: each width is compiled once and then costs a step less.
+SHRINK = 2
+
+OnStep = Callable[[int, int], None]
+
+
+def generate_batch(
+    model: Qwen2,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: frozenset[int] = frozenset(),
+    on_step: OnStep | None = None,
+) -> list[list[int]]:
+    """The greedy continuation of each prompt, as `generate_greedy` gives it for one.
+
+    Which sequences run together changes no bit with an `exact` arithmetic: its sums are in the engine's order,
+    whatever stands beside them. With the others it changes the rounding of float32 sums, so that the choice
+    between two near-equal logits may fall otherwise than alone.
+
+    Args:
+        model: the model.
+        prompts: token ids, at least one each; lengths may differ.
+        max_new_tokens: the most tokens that each is continued by.
+        stop_ids: a sequence ends with the first of these, which is included.
+        on_step: called after every step with the tokens that are done and the most there can be; a
+            sequence that has ended counts as done to its budget.
+
+    Returns:
+        The continuations without the prompts, in the order of the prompts.
+
+    Raises:
+        ValueError: a prompt is empty.
+        CheckpointError: a token lies outside the embedding.
+    """
+    if not all(prompts):
+        raise ValueError("a prompt has no tokens, expected at least one")
+    found: list[list[int]] = [[] for _ in prompts]
+    if max_new_tokens < 1:
+        return found
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_step is not None:
+            on_step(done, len(prompts) * max_new_tokens)
+
+    for together in _waves(model, prompts, max_new_tokens):
+        wave = [list(prompts[index]) for index in together]
+        for index, tokens in zip(together, _decode_wave(model, wave, max_new_tokens, stop_ids, advance), strict=True):
+            found[index] = tokens
+    return found
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _capacity(length: int, max_new_tokens: int) -> int:
+    # The last token is chosen and never fed. A power of two: near lengths share compiled programs.
+    return _power_of_two(max(bucket(length), length + max_new_tokens - 1))
+
+
+def _waves(model: Qwen2, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
+    """Prompts of similar length, as many as the cache's memory allows, by their index."""
+    config = model.config
+    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    per_position = numbers * np.dtype(model.arithmetic.dtype).itemsize
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    while order:
+        for size in range(min(len(order), MOST_SEQUENCES), 0, -1):
+            longest = _capacity(len(prompts[order[size - 1]]), max_new_tokens)
+            if size == 1 or _power_of_two(size) * longest * per_position <= MOST_CACHE_BYTES:
+                yield order[:size]
+                order = order[size:]
+                break
+
+
+@dataclass
+class _Batch:
+    """Sequences that decode together: row `r` of every array belongs to one of them, or to none (padding).
+
+    Attributes:
+        keys: each layer's, `[row, capacity, kv_head, channel]`.
+        values: likewise.
+        cos: of every position of the cache, `[capacity, half]`.
+        sin: likewise.
+    """
+
+    model: Qwen2
+    keys: list[Array]
+    values: list[Array]
+    cos: Array
+    sin: Array
+
+    @classmethod
+    def empty(cls, model: Qwen2, rows: int, capacity: int) -> _Batch:
+        config, arithmetic = model.config, model.arithmetic
+        shape = (rows, capacity, config.num_kv_heads, config.head_dim)
+        keys, values = ([jnp.zeros(shape, arithmetic.dtype) for _ in model.layers] for _ in range(2))
+        cos, sin = rope_tables(
+            np.arange(capacity),
+            theta=config.rope_theta,
+            head_dim=config.head_dim,
+            kind=arithmetic.rope,
+            dtype=arithmetic.dtype,
+        )
+        return cls(model, keys, values, jnp.asarray(cos), jnp.asarray(sin))
+
+    @property
+    def rows(self) -> int:
+        return self.keys[0].shape[0]
+
+    def prefill(self, prompts: list[list[int]]) -> Float[Array, "row hidden"]:
+        """Runs prompt `r` into row `r`; the last layer's output at each prompt's last token."""
+        model, last = self.model, np.zeros((self.rows, self.model.config.hidden_size), self.model.arithmetic.dtype)
+        by_length: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            by_length.setdefault(bucket(len(prompt)), []).append(row)
+        for length, rows in by_length.items():
+            most = max(1, MOST_PREFILL_POSITIONS // length)
+            for first in range(0, len(rows), most):
+                part = rows[first : first + most]
+                count = _power_of_two(len(part))
+                fed = np.zeros((count, length, model.config.hidden_size), np.float32)
+                for index, row in enumerate(part):
+                    fed[index, : len(prompts[row])] = embed(model.checkpoint, prompts[row])
+                # Rows beyond the batch are dropped when they are written.
+                target = jnp.asarray(part + [self.rows] * (count - len(part)), jnp.int32)
+                hidden = jnp.asarray(fed.reshape(count * length, -1)).astype(model.arithmetic.dtype)
+                context = Context(
+                    jnp.tile(self.cos[:length], (count, 1)),
+                    jnp.tile(self.sin[:length], (count, 1)),
+                    jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (count, length, length)),
+                    start=jnp.zeros(count, jnp.int32),
+                    sequences=count,
+                )
+                for index, layer in enumerate(model.layers):
+                    hidden, (k, v), _ = run_layer(
+                        layer, hidden, context, {}, {}, arithmetic=model.arithmetic, capture=False
+                    )
+                    self.keys[index] = _written(self.keys[index], k, target)
+                    self.values[index] = _written(self.values[index], v, target)
+                outputs = np.asarray(hidden).reshape(count, length, -1)
+                for index, row in enumerate(part):
+                    last[row] = outputs[index, len(prompts[row]) - 1]
+        return jnp.asarray(last)
+
+    def step(self, tokens: list[int], starts: list[int]) -> Float[Array, "row hidden"]:
+        """Feeds one token to every row at its own position; the last layer's output."""
+        model = self.model
+        hidden = jnp.asarray(embed(model.checkpoint, tokens)).astype(model.arithmetic.dtype)
+        start = jnp.asarray(np.asarray(starts, np.int32))
+        for index, layer in enumerate(model.layers):
+            hidden, self.keys[index], self.values[index] = _decode_layer(
+                layer,
+                hidden,
+                self.keys[index],
+                self.values[index],
+                (self.cos, self.sin, start),
+                arithmetic=model.arithmetic,
+            )
+        return hidden
+
+    def keep(self, rows: list[int], count: int) -> None:
+        """Keeps these rows, in this order, and room for `count`."""
+        chosen = jnp.asarray(rows + [rows[0]] * (count - len(rows)), jnp.int32)
+        for index in range(len(self.keys)):
+            self.keys[index] = _chosen(self.keys[index], chosen)
+            self.values[index] = _chosen(self.values[index], chosen)
+
+    def choose(self, hidden: Float[Array, "row hidden"]) -> Int[np.ndarray, " row"]:
+        """The most probable next token of every row."""
+        arithmetic = self.model.arithmetic
+        normed = run_norm(self.model.norm, hidden, arithmetic=arithmetic)
+        return np.asarray(_largest(run_head(self.model.head, normed, arithmetic=arithmetic)))
+
+
+def _decode_wave(
+    model: Qwen2,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stop_ids: frozenset[int],
+    advance: Callable[[int], None],
+) -> list[list[int]]:
+    """Every sequence's continuation; `advance` is told of the tokens that are done."""
+    found: list[list[int]] = [[] for _ in prompts]
+    with precision_scope(model.arithmetic):
+        capacity = max(_capacity(len(prompt), max_new_tokens) for prompt in prompts)
+        batch = _Batch.empty(model, _power_of_two(len(prompts)), capacity)
+        hidden = batch.prefill(prompts)
+        sequences = list(range(len(prompts)))
+        while True:
+            chosen = batch.choose(hidden)
+            going = []
+            for row, sequence in enumerate(sequences):
+                tokens = found[sequence]
+                if tokens and (tokens[-1] in stop_ids or len(tokens) == max_new_tokens):
+                    continue
+                tokens.append(int(chosen[row]))
+                ended = tokens[-1] in stop_ids or len(tokens) == max_new_tokens
+                advance(1 + max_new_tokens - len(tokens) if ended else 1)
+                if not ended:
+                    going.append(row)
+            if not going:
+                return found
+            if _power_of_two(len(going)) <= batch.rows // SHRINK:
+                batch.keep(going, _power_of_two(len(going)))
+                sequences = [sequences[row] for row in going]
+            # Rows that have ended go on with their last token, and padding with the first row's: nobody looks.
+            padding = [sequences[0]] * (batch.rows - len(sequences))
+            fed = [found[sequence][-1] for sequence in sequences + padding]
+            starts = [len(prompts[sequence]) + len(found[sequence]) - 1 for sequence in sequences + padding]
+            hidden = batch.step(fed, starts)
+
+
+@partial(jax.jit, donate_argnames=("keys", "values"), static_argnames=("arithmetic",))
+def _decode_layer(
+    layer: DecoderLayer,
+    hidden: Float[Array, "row hidden"],
+    keys: Float[Array, "row capacity kv_head channel"],
+    values: Float[Array, "row capacity kv_head channel"],
+    where: tuple[Array, Array, Array],
+    *,
+    arithmetic: Arithmetic,
+) -> tuple[Array, Array, Array]:
+    """One layer for one token of every row, at its own position; the caches are changed in place.
+
+    `where` are cosines and sines `[capacity, half]` and each row's position.
+    """
+    cos, sin, start = where
+    visible = jnp.arange(keys.shape[1])[None, None, :] <= start[:, None, None]
+    context = Context(cos[start], sin[start], visible, keys, values, start, sequences=keys.shape[0])
+    hidden, (keys, values) = layer(hidden.astype(arithmetic.dtype), context, arithmetic, Tap())
+    return hidden, keys, values
+
+
+@partial(jax.jit, donate_argnames=("cache",))
+def _written(cache: Array, new: Array, rows: Int[Array, " sequence"]) -> Array:
+    """`new` at the first positions of `rows`."""
+    return cache.at[rows, : new.shape[1]].set(new, mode="drop")
+
+
+@jax.jit
+def _chosen(cache: Array, rows: Int[Array, " row"]) -> Array:
+    return cache[rows]
+
+
+@jax.jit
+def _largest(logits: Float[Array, "row vocab"]) -> Int[Array, " row"]:
+    return jnp.argmax(logits, axis=-1)
