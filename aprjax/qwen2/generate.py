@@ -35,6 +35,21 @@ def extend(model: Qwen2, tokens: list[int], cache: Cache) -> tuple[Float[Array, 
     Raises:
         ValueError: the tokens do not fit into the cache.
     """
+    hidden, cache = extend_hidden(model, tokens, cache)
+    count = len(tokens)
+    with precision_scope(model.arithmetic):
+        normed = run_norm(model.norm, hidden[count - 1 : count], arithmetic=model.arithmetic)
+        return run_head(model.head, normed, arithmetic=model.arithmetic)[0], cache
+
+
+def extend_hidden(model: Qwen2, tokens: list[int], cache: Cache) -> tuple[Float[Array, "padded hidden"], Cache]:
+    """Runs `tokens` after those in `cache`: the last layer's output, and the longer cache.
+
+    The rows beyond the tokens are padding, up to the length that prompts of about this length share.
+
+    Raises:
+        ValueError: the tokens do not fit into the cache.
+    """
     arithmetic, count, start = model.arithmetic, len(tokens), cache.length
     capacity = cache.keys[0].shape[0]
     padded = 1 if count == 1 else bucket(count)
@@ -58,9 +73,7 @@ def extend(model: Qwen2, tokens: list[int], cache: Cache) -> tuple[Float[Array, 
             hidden, (k, v), _ = run_layer(layer, hidden, layer_context, {}, {}, arithmetic=arithmetic, capture=False)
             keys.append(k)
             values.append(v)
-        normed = run_norm(model.norm, hidden[count - 1 : count], arithmetic=arithmetic)
-        output = run_head(model.head, normed, arithmetic=arithmetic)[0]
-    return output, Cache(tuple(keys), tuple(values), start + count)
+    return hidden, Cache(tuple(keys), tuple(values), start + count)
 
 
 def generate_greedy(

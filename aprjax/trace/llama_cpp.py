@@ -89,9 +89,10 @@ def save_llama_cpp(
     """The same as `run_llama_cpp`, streamed to a file that holds one node at a time in memory."""
     options = options or LlamaOptions()
     checkpoint = open_checkpoint(path)
-    _check(checkpoint, tokens)
+    require_llama_file(checkpoint)
+    check_tokens(checkpoint, tokens)
     everyone = tuple(range(len(tokens)))
-    threads = options.threads or _processors()
+    threads = options.threads or processors()
     engine = {key: str(value) for key, value in asdict(options).items() if value is not None}
     info = TraceInfo(
         path=str(path),
@@ -111,11 +112,16 @@ def save_llama_cpp(
         "options": {**asdict(options), "threads": threads},
         "raw": list(raw),
     }
-    _start(request, options, path)
+    start_child("llama_cpp_child", request, options, path)
     return Trace.load(target)
 
 
-def _check(checkpoint: Checkpoint, tokens: list[int]) -> None:
+def require_llama_file(checkpoint: Checkpoint) -> None:
+    """Checks that llama.cpp can run the file.
+
+    Raises:
+        EngineError: it is no GGUF file of a Qwen2.
+    """
     config = checkpoint.config
     if checkpoint.format != "gguf" or config.architecture != "qwen2":
         raise EngineError(
@@ -123,14 +129,19 @@ def _check(checkpoint: Checkpoint, tokens: list[int]) -> None:
             file=checkpoint.path,
             fix="convert it first: `python -m aprjax convert IN OUT.gguf`",
         )
-    check_tokens(checkpoint, tokens)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(request: dict[str, object], options: LlamaOptions, path: str | Path) -> None:
+def start_child(module: str, request: dict[str, object], options: LlamaOptions, path: str | Path) -> None:
+    """Runs `aprjax.trace.{module}` in a process of its own, with the request as JSON on its stdin.
+
+    Raises:
+        EngineError: llama-cpp-python is absent, of another version or layout, or failed.
+    """
     import importlib.util
 
     if importlib.util.find_spec("llama_cpp") is None:
@@ -143,7 +154,7 @@ def _start(request: dict[str, object], options: LlamaOptions, path: str | Path) 
     try:
         finished = subprocess.run(
             # Without the current folder on the path: a file there could stand in for a module.
-            [sys.executable, "-P", "-m", "aprjax.trace.llama_cpp_child"],
+            [sys.executable, "-P", "-m", f"aprjax.trace.{module}"],
             input=json.dumps(request).encode(),
             capture_output=True,
             env=environment,

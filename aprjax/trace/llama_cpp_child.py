@@ -1,5 +1,7 @@
 """Runs llama.cpp once, in a process of its own. Started by `aprjax.trace.llama_cpp`, never imported by it.
 
+`llama_cpp_generate_child`, the other such process, takes from here how the engine is loaded and driven.
+
 A failed assertion inside ggml ends the process, its environment variables are read when the library
 loads, and it talks on stdout and stderr: none of that may reach the caller. Protocol: a JSON object on
 stdin; a trace in the file it names; nothing on stdout; the reason of a failure in the last line on stderr.
@@ -12,7 +14,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,17 @@ from aprjax.trace.trace import TraceInfo, TraceWriter
 _WARNING = 3
 _KV_TYPES = {"f32": 0, "f16": 1}  # enum ggml_type
 _CELLS = 256  # llama.cpp pads the number of cells that attention sees to this
+# Callbacks that C holds on to: Python would free them.
+_KEPT_ALIVE: list[Any] = []
 
 
 def main() -> int:
     """Runs what stdin asks for; the exit code is 0 when the trace is complete."""
+    return serve(_run)
+
+
+def serve(run: Callable[[dict[str, Any]], None]) -> int:
+    """Runs what stdin asks for; the exit code is 0 when it was done."""
     # Whatever the library prints must not look like an answer.
     os.dup2(2, 1)
     request = json.load(sys.stdin)
@@ -49,14 +58,19 @@ def main() -> int:
     os.environ["GGML_CPU_TILED_MM"] = "1" if request["options"]["tiled"] else "0"
     os.environ["GGML_NO_BACKTRACE"] = "1"
     try:
-        _run(request)
+        run(request)
     except Exception as error:
         print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
         return 1
     return 0
 
 
-def _run(request: dict[str, Any]) -> None:
+def load_engine() -> tuple[Any, Any, dict[str, str]]:
+    """The module `llama_cpp`, the base library, and what identifies the engine.
+
+    Raises:
+        EngineMismatch: another version is installed than the one whose structs and graph are known.
+    """
     import llama_cpp
 
     if llama_cpp.__version__ != KNOWN_PYTHON_PACKAGE:
@@ -66,9 +80,15 @@ def _run(request: dict[str, Any]) -> None:
     declare(base)
     check_library(base)
     log = llama_cpp.llama_log_callback(_log)
+    _KEPT_ALIVE.append(log)
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    return llama_cpp, base, _facts(llama_cpp, base, folder)
+
+
+def _run(request: dict[str, Any]) -> None:
+    llama_cpp, base, facts = load_engine()
     info = TraceInfo(**request["info"])
-    info = TraceInfo(**{**request["info"], "engine": {**info.engine, **_facts(llama_cpp, base, folder)}})
+    info = TraceInfo(**{**request["info"], "engine": {**info.engine, **facts}})
     layers, options = request["layers"], request["options"]
     total = len(info.tokens)
     step = options["step"] or total
@@ -88,11 +108,14 @@ def _run(request: dict[str, Any]) -> None:
 
         capture = _Capture(base, tuple(request["raw"]), writer)
         callback = llama_cpp.ggml_backend_sched_eval_callback(capture)
-        with _context(llama_cpp, Path(info.path), options, callback, count=total, step=step) as context:
+        with engine_context(llama_cpp, Path(info.path), options, count=total, step=step, callback=callback) as (
+            _,
+            context,
+        ):
             for start in range(0, total, step):
                 tokens = list(info.tokens[start : start + step])
                 capture.stages = StageMap(len(tokens), start + len(tokens), emit)
-                code = _decode(llama_cpp, context, tokens, start)
+                code = decode(llama_cpp, context, tokens, start)
                 if capture.failure is not None:
                     raise capture.failure
                 if code != 0:
@@ -135,10 +158,13 @@ def _facts(llama_cpp: Any, base: Any, folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _context(
-    llama_cpp: Any, path: Path, options: dict[str, Any], callback: Any, *, count: int, step: int
-) -> Iterator[Any]:
-    """A model and its context for `count` tokens in batches of `step`, freed at the end."""
+def engine_context(
+    llama_cpp: Any, path: Path, options: dict[str, Any], *, count: int, step: int, callback: Any = None
+) -> Iterator[tuple[Any, Any]]:
+    """A model and its context for `count` tokens in batches of `step`, freed at the end.
+
+    `callback` is the scheduler's evaluation callback, if nodes are to be seen.
+    """
     wanted = llama_cpp.llama_model_default_params()
     wanted.n_gpu_layers = 0
     wanted.use_extra_bufts = options["repack"]
@@ -156,12 +182,13 @@ def _context(
         settings.n_threads = settings.n_threads_batch = options["threads"]
         settings.type_k, settings.type_v = _KV_TYPES[options["type_k"]], _KV_TYPES[options["type_v"]]
         settings.flash_attn_type = int(options["flash_attention"])
-        settings.cb_eval = callback
+        if callback is not None:
+            settings.cb_eval = callback
         context = llama_cpp.llama_init_from_model(model, settings)
         if not context:
             raise RuntimeError("llama.cpp cannot make a context with these options")
         try:
-            yield context
+            yield model, context
         finally:
             llama_cpp.llama_free(context)
     finally:
@@ -202,16 +229,19 @@ class _Capture:
         return True
 
 
-def _decode(llama_cpp: Any, context: Any, tokens: list[int], start: int) -> int:
-    """One forward pass over a batch from position `start`, every token an output; llama.cpp's return code."""
+def decode(llama_cpp: Any, context: Any, tokens: list[int], start: int, *, first_output: int = 0) -> int:
+    """One forward pass over a batch from position `start`; llama.cpp's return code.
+
+    The tokens from `first_output` on are outputs. A trace needs all: otherwise the last layer sees the output
+    rows only.
+    """
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     try:
         batch.n_tokens = len(tokens)
         for row, token in enumerate(tokens):
             batch.token[row], batch.pos[row] = token, start + row
             batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
-            # Otherwise the last layer sees the output rows only.
-            batch.logits[row] = 1
+            batch.logits[row] = row >= first_output
         return llama_cpp.llama_decode(context, batch)
     finally:
         llama_cpp.llama_batch_free(batch)
