@@ -16,19 +16,13 @@ import numpy as np
 from aprjax.bisect.cause import MATMUL_STAGES, tensors_of
 from aprjax.bisect.noise import FACTOR, SMALLEST, engine_floors
 from aprjax.bisect.replay_patterns import describe_fault
-from aprjax.bisect.replay_report import NodeReport, NodeVerdict, ReplayReport, place
-from aprjax.bisect.replay_run import (
-    ReplayedLayer,
-    replay_layers,
-    require_comparable,
-    visible_part,
-)
+from aprjax.bisect.replay_report import NodeReport, NodeVerdict, ReplayReport, of_all_rows, place
+from aprjax.bisect.replay_run import ReplayedLayer, replay_layers, require_comparable, visible_part
+from aprjax.bisect.replay_words import explained_in_words
 from aprjax.bisect.report import SidedFinding, Verdict
-from aprjax.blocks import block_format
-from aprjax.checkpoint.types import Checkpoint, CheckpointError, EncodedTensor
+from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
 from aprjax.qwen2.loading import head_tensor, require_runnable
-from aprjax.qwen2.realizar import ACTIVATION_BLOCKS
 from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
 from aprjax.trace import AnyTrace
 
@@ -69,11 +63,14 @@ def replay(
     require_comparable(trace, checkpoint)
     judge = _Judge(checkpoint, arithmetics, engine_floors(trace.info.engine))
     total = checkpoint.config.num_layers + 2
-    tables: list[list[NodeReport]] = []
+    # By node, the reports of some rows each (the head comes so), and in each one per arithmetic.
+    parts: dict[tuple[int, Stage], list[list[NodeReport]]] = {}
     for done, replayed in enumerate(replay_layers(trace, checkpoint, arithmetics)):
-        progress("replaying", done, total)
-        tables += judge.layer(replayed)
+        progress("replaying", min(done, total), total)
+        for columns in judge.layer(replayed):
+            parts.setdefault((columns[0].layer, columns[0].stage), []).append(columns)
     progress("replaying", total, total)
+    tables = [[of_all_rows(column) for column in zip(*rows, strict=True)] for rows in parts.values()]
     nodes = tuple(_choose(tables, arithmetics))
     verdict, reason = _verdict(nodes)
     info = trace.info
@@ -91,7 +88,7 @@ def replay(
         arithmetics=tuple(a.name for a in arithmetics),
         tokens=len(info.tokens),
         nodes=nodes,
-        explained=_explained(nodes, arithmetics, checkpoint) if len(arithmetics) > 1 else {},
+        explained=explained_in_words(nodes, arithmetics, checkpoint) if len(arithmetics) > 1 else {},
         findings=(*findings, *_missing(nodes)),
         seconds=time.perf_counter() - start,
     )
@@ -168,11 +165,12 @@ class _Judge:
             if without:
                 nodes.update(self._follow(replayed, nodes, index, without))
             columns.append(nodes)
-        last = Stage.EMBEDDING if Stage.EMBEDDING in replayed.through else Stage.POST_FFN_RESIDUAL
-        self._doubtful = {
-            index: last in nodes and nodes[last].verdict is NodeVerdict.UNEXPLAINED
-            for index, nodes in enumerate(columns)
-        }
+        # The head has no such output: its rows all follow the last layer.
+        last = next((s for s in (Stage.EMBEDDING, Stage.POST_FFN_RESIDUAL) if s in replayed.through), None)
+        if last is not None:
+            self._doubtful = {
+                index: nodes[last].verdict is NodeVerdict.UNEXPLAINED for index, nodes in enumerate(columns)
+            }
         return [[nodes[stage] for nodes in columns] for stage in stages]
 
     def _follow(
@@ -215,6 +213,7 @@ class _Judge:
                 verdict=NodeVerdict.EXACT,
                 count=value.size,
                 mismatches=0,
+                norm=_norm(expected),
                 rel_l2=0.0,
                 worst_row=0.0,
                 max_abs=0.0,
@@ -277,12 +276,13 @@ def _measured(
     delta = np.abs(value.astype(np.float64) - expected)
     row, channel = (int(i) for i in np.unravel_index(int(delta.argmax()), delta.shape))
     larger = np.float32(max(abs(value[row, channel]), abs(expected[row, channel])))
-    norm = float(np.linalg.norm(expected.astype(np.float64)))
+    norm = _norm(expected) or 0.0
     worst = float(rows.max())
     explained = worst <= tolerance
     return replace(
         report,
         verdict=NodeVerdict.ROUNDING if explained else NodeVerdict.UNEXPLAINED,
+        norm=norm,
         rel_l2=float(np.linalg.norm(delta)) / norm if norm else None,
         worst_row=worst if np.isfinite(worst) else None,
         max_abs=float(delta[row, channel]),
@@ -290,6 +290,11 @@ def _measured(
         max_ulps=float(delta[row, channel] / np.spacing(larger)),
         reason="" if explained else explain(value, expected, tolerance),
     )
+
+
+def _norm(value: np.ndarray) -> float | None:
+    norm = float(np.linalg.norm(value.astype(np.float64)))
+    return norm if np.isfinite(norm) else None
 
 
 def row_distances(value: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -330,60 +335,6 @@ def _preference(node: NodeReport, wins: int) -> tuple[float, float, float]:
     far = node.worst_row if node.worst_row is not None else np.inf
     # Within rounding, smaller is not better: which arithmetic it was is not to be read from noise.
     return (rank, far, -wins) if node.verdict is NodeVerdict.UNEXPLAINED else (rank, -wins, far)
-
-
-def _explained(
-    nodes: tuple[NodeReport, ...], arithmetics: tuple[Arithmetic, ...], checkpoint: Checkpoint
-) -> dict[str, str]:
-    """By stage, in words, the arithmetic that explains it, where not all do."""
-    by_name = {a.name: a for a in arithmetics}
-    said: dict[str, dict[str, list[int]]] = {}
-    for node in nodes:
-        if not node.verdict.explained or len(node.explained_by) == len(arithmetics):
-            continue
-        words = in_words(by_name[node.arithmetic], node.layer, node.stage, checkpoint)
-        said.setdefault(str(node.stage), {}).setdefault(words, []).append(node.layer)
-    order = [str(stage) for stage in Stage]
-    return {
-        stage: " and ".join(
-            words if len(said[stage]) == 1 else f"{words} (layers {_layers(where)})"
-            for words, where in said[stage].items()
-        )
-        for stage in sorted(said, key=order.index)
-    }
-
-
-def _layers(layers: list[int]) -> str:
-    """`0-3, 7`."""
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-def in_words(arithmetic: Arithmetic, layer: int, stage: Stage, checkpoint: Checkpoint) -> str:
-    """What an arithmetic does at a stage: "integer dots per 256", "float activations", or its name."""
-    if stage not in MATMUL_STAGES:
-        return f"as in {arithmetic.name}"
-    tensors = [checkpoint.tensors.get(n) or head_tensor(checkpoint) for n in tensors_of(layer, stage)]
-    kind = "integer dots" if arithmetic.matmul == "integer" else "quantized activations"
-    sizes = dict.fromkeys(_activation_block(arithmetic, tensor) for tensor in tensors)
-    return " and ".join("float activations" if size is None else f"{kind} per {size}" for size in sizes)
-
-
-def _activation_block(arithmetic: Arithmetic, tensor: EncodedTensor) -> int | None:
-    """How many activations share a scale where this weight is multiplied; None where they stay floats."""
-    activation = block_format(tensor.block_type).activation
-    if activation is None or arithmetic.matmul == "dequantize":
-        return None
-    if arithmetic.activations == "realizar":
-        return ACTIVATION_BLOCKS.get(tensor.block_type)
-    if arithmetic.activations == "engine":
-        return block_format(activation).block_size
-    return 256 if arithmetic.activations == "per 256" and tensor.shape[1] % 256 == 0 else 32
 
 
 def presets_to_try() -> tuple[Arithmetic, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -43,6 +45,7 @@ class NodeReport:
         explained_by: every preset tried that explains it.
         count: elements compared (attention scores: those at visible keys).
         mismatches: elements that are not bit-equal (zeros of either sign are equal).
+        norm: L2 norm of what the file gives.
         rel_l2: relative L2 of the trace's value from the file's.
         worst_row: the largest relative L2 of any single position: what the verdict goes by.
         tolerance: what rounding may add up to in one position; None where every element is equal.
@@ -61,6 +64,7 @@ class NodeReport:
     explained_by: tuple[str, ...] = ()
     count: int = 0
     mismatches: int | None = None
+    norm: float | None = None
     rel_l2: float | None = None
     worst_row: float | None = None
     tolerance: float | None = None
@@ -80,6 +84,34 @@ class NodeReport:
             "through": list(self.through),
             "max_abs_at": None if self.max_abs_at is None else list(self.max_abs_at),
         }
+
+
+def of_all_rows(parts: Sequence[NodeReport]) -> NodeReport:
+    """One node from the reports of some of its rows each, in order: the worst of them decides."""
+    if len(parts) == 1:
+        return parts[0]
+    measured = [part for part in parts if part.verdict is not NodeVerdict.UNMEASURED]
+    if not measured:
+        return parts[0]
+    # Of unexplained rows the first: it says what is wrong, as of a node's channels the first does.
+    deciding = next(
+        (part for part in measured if part.verdict is NodeVerdict.UNEXPLAINED),
+        max(measured, key=lambda part: part.worst_row or 0.0),
+    )
+    largest = max(measured, key=lambda part: part.max_abs or 0.0)
+    known = [part for part in measured if part.rel_l2 is not None and part.norm is not None]
+    norm = math.hypot(*(part.norm or 0.0 for part in known))
+    far = math.hypot(*((part.rel_l2 or 0.0) * (part.norm or 0.0) for part in known))
+    return replace(
+        deciding,
+        count=sum(part.count for part in measured),
+        mismatches=sum(part.mismatches or 0 for part in measured),
+        norm=norm,
+        rel_l2=far / norm if norm else None,
+        max_abs=largest.max_abs,
+        max_abs_at=deciding.max_abs_at if largest.max_abs is None else largest.max_abs_at,
+        max_ulps=max((part.max_ulps for part in measured if part.max_ulps is not None), default=None),
+    )
 
 
 @dataclass(frozen=True)

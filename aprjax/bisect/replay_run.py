@@ -20,7 +20,7 @@ from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
 from aprjax.qwen2.model import bucket, embed_padded, precision_scope, run_head, run_norm, trim
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, STAGE_INPUTS, Stage
-from aprjax.trace import AnyTrace
+from aprjax.trace import AnyTrace, Trace
 
 BY_KEY = (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX)  # stages whose width is heads * key positions
 
@@ -159,7 +159,7 @@ class _Flow:
 def replay_layers(
     trace: AnyTrace, checkpoint: Checkpoint, arithmetics: tuple[Arithmetic, ...]
 ) -> Iterator[ReplayedLayer]:
-    """Yields the embedding, every layer, and the final norm with the head, in execution order.
+    """Yields the embedding, every layer, and the final norm with the head some rows at a time, in execution order.
 
     What a `ReplayedLayer` computes must be asked for before the next one is taken: one layer is in memory.
     """
@@ -243,7 +243,7 @@ def replay_layers(
         ends = {i: outputs[same[i if i < needed else i - half], frozenset()][0] for i in range(len(sides))}
         _advance(flow, Stage.POST_FFN_RESIDUAL, replayed, ends, length)
     if end:
-        yield _final(trace, present, checkpoint, sides, flow)
+        yield from _final(trace, present, checkpoint, sides, flow)
     else:
         yield _nothing(OUTSIDE, (Stage.FINAL_NORM, Stage.LM_HEAD), tuple(trace.info.head_positions))
 
@@ -310,10 +310,31 @@ def _advance(flow: _Flow, stage: Stage, replayed: ReplayedLayer, ends: dict[Any,
 
 def _final(
     trace: AnyTrace, present: set[tuple[int, Stage]], checkpoint: Checkpoint, sides: list[Runner], flow: _Flow
-) -> ReplayedLayer:
+) -> Iterator[ReplayedLayer]:
+    """The final norm and the head, `LOGIT_ROWS` positions at a time: the logits of a prompt are gigabytes."""
     rows = list(trace.info.head_positions)
-    traced = _values(trace, present, OUTSIDE, (Stage.FINAL_NORM, Stage.LM_HEAD))
-    norm, head = load_norm(checkpoint, "model.norm.weight"), pack(head_tensor(checkpoint))
+    if not rows:
+        yield _nothing(OUTSIDE, (Stage.FINAL_NORM, Stage.LM_HEAD), ())
+        return
+    modules = load_norm(checkpoint, "model.norm.weight"), pack(head_tensor(checkpoint))
+    for begin in range(0, len(rows), LOGIT_ROWS):
+        lines = slice(begin, begin + LOGIT_ROWS)
+        traced = {
+            stage: _rows(trace, (OUTSIDE, stage), lines)
+            for stage in (Stage.FINAL_NORM, Stage.LM_HEAD)
+            if (OUTSIDE, stage) in present
+        }
+        yield _final_rows(traced, rows[lines], modules, sides, flow)
+
+
+def _rows(trace: AnyTrace, key: tuple[int, Stage], lines: slice) -> np.ndarray:
+    return trace.rows(key, lines) if isinstance(trace, Trace) else np.asarray(trace[key][lines])
+
+
+def _final_rows(
+    traced: Values, rows: list[int], modules: tuple[Any, Any], sides: list[Runner], flow: _Flow
+) -> ReplayedLayer:
+    norm, head = modules
     cache: dict[tuple[int, frozenset[str]], Values] = {}
 
     def run(index: int, without: frozenset[str]) -> Values:
@@ -325,11 +346,7 @@ def _final(
                 normed = np.asarray(run_norm(norm, jnp.asarray(hidden), arithmetic=arithmetic))
                 own = Stage.FINAL_NORM not in traced or str(Stage.FINAL_NORM) in without
                 fed = normed if own else traced[Stage.FINAL_NORM]
-                parts = [
-                    np.asarray(run_head(head, jnp.asarray(fed[at : at + LOGIT_ROWS]), arithmetic=arithmetic))
-                    for at in range(0, len(rows), LOGIT_ROWS)
-                ]
-            logits = np.concatenate(parts) if parts else np.zeros((0, head.shape[0]), np.float32)
+                logits = np.asarray(run_head(head, jnp.asarray(fed), arithmetic=arithmetic))
             cache[key] = {Stage.FINAL_NORM: normed, Stage.LM_HEAD: logits}
         return cache[key]
 
@@ -344,4 +361,4 @@ def _final(
     def judge(index: int, without: frozenset[str]) -> Values:
         return run(half + index, without)
 
-    return ReplayedLayer(OUTSIDE, traced, run, judge, through, spoiled, tuple(rows), (norm, head))
+    return ReplayedLayer(OUTSIDE, traced, run, judge, through, spoiled, tuple(rows), modules)

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from aprjax.bisect.lockstep import LOGIT_ROWS, LayerPair, Runner, Values
+from aprjax.bisect.lockstep import LayerPair, Runner, Values
 from aprjax.bisect.replay_run import ReplayedLayer, replay_layers, require_comparable, visible_part
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
@@ -160,11 +160,8 @@ class _FreeRun:
         arithmetic, (norm, head) = self.runner.arithmetic, replayed.module
         with precision_scope(arithmetic):
             normed = run_norm(norm, jnp.asarray(self.hidden[list(replayed.positions)]), arithmetic=arithmetic)
-            logits = [
-                np.asarray(run_head(head, normed[at : at + LOGIT_ROWS], arithmetic=arithmetic))
-                for at in range(0, len(replayed.positions), LOGIT_ROWS)
-            ]
-        return {Stage.FINAL_NORM: np.asarray(normed), Stage.LM_HEAD: np.concatenate(logits)}
+            logits = run_head(head, normed, arithmetic=arithmetic)
+        return {Stage.FINAL_NORM: np.asarray(normed), Stage.LM_HEAD: np.asarray(logits)}
 
 
 def _reader(trace: AnyTrace) -> Callable[[ReplayedLayer], Values]:
@@ -190,31 +187,29 @@ def _reader(trace: AnyTrace) -> Callable[[ReplayedLayer], Values]:
 
 
 def _batches(pair: LayerPair, replayed: ReplayedLayer, rows: list[int]) -> Iterator[tuple[list[int], LayerPair]]:
-    """A layer's pair as it is; the head's, cut to the compared positions, a few rows at a time."""
+    """A layer's pair as it is; the head's, which comes some positions at a time, cut to the compared ones."""
     if Stage.LM_HEAD not in replayed.through:
         yield rows, pair
         return
     at = {position: row for row, position in enumerate(replayed.positions)}
-    for begin in range(0, len(rows), LOGIT_ROWS):
-        chosen = rows[begin : begin + LOGIT_ROWS]
-        lines = [at[position] for position in chosen]
+    chosen = [position for position in rows if position in at]
+    lines = [at[position] for position in chosen]
+    if not chosen:
+        return
 
-        def cut(values: Values | None, lines: list[int] = lines) -> Any:
-            return None if values is None else {stage: value[lines] for stage, value in values.items()}
+    def cut(values: Values | None) -> Any:
+        return None if values is None else {stage: value[lines] for stage, value in values.items()}
 
-        def rounding(cut: Callable[[Values], Values] = cut) -> Values:
-            return cut(pair.rounding())
-
-        yield (
-            chosen,
-            LayerPair(
-                pair.layer,
-                cut(pair.model),
-                cut(pair.ref),
-                cut(pair.local),
-                cut(pair.local_ref_file),
-                rounding,
-                cut(pair.against),
-                cut(pair.rounded),
-            ),
-        )
+    yield (
+        chosen,
+        LayerPair(
+            pair.layer,
+            cut(pair.model),
+            cut(pair.ref),
+            cut(pair.local),
+            cut(pair.local_ref_file),
+            lambda: cut(pair.rounding()),
+            cut(pair.against),
+            cut(pair.rounded),
+        ),
+    )

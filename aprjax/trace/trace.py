@@ -210,12 +210,18 @@ class Trace:
             raise KeyError(key)
         return self._read(tensor_name(*key))
 
-    def _read(self, name: str) -> np.ndarray:
+    def rows(self, key: tuple[int, Stage], lines: slice) -> np.ndarray:
+        """Some rows of a value; the others are not read. KeyError where it was not captured."""
+        if key not in self.shapes:
+            raise KeyError(key)
+        return self._read(tensor_name(*key), slice(*lines.indices(self.shapes[key][0])))
+
+    def _read(self, name: str, lines: slice | None = None) -> np.ndarray:
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.path, framework="numpy") as stream:
-                return stream.get_tensor(name)
+                return stream.get_tensor(name) if lines is None else stream.get_slice(name)[lines]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"the trace changed while it was read: {error}", file=self.path, tensor=name, fix="save it again"

@@ -19,7 +19,7 @@ from aprjax.bisect.report import Verdict
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.cli import main
 from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, PRESETS, Stage
-from aprjax.trace import MemoryTrace, save
+from aprjax.trace import MemoryTrace, Trace, save
 
 LLAMA = PRESETS["llama.cpp"]
 
@@ -212,6 +212,27 @@ def test_a_missing_stage_is_unmeasured_and_what_follows_it_is_judged_over_both(
         assert by_place[0, Stage.FFN_SWIGL].through == ("ffn_silu",)
         assert by_place[1, Stage.ATTN_NORM].through == ("layer 0 post_ffn_residual",)
         assert "ffn_silu (2 layers)" in report.findings[0].message
+
+
+def test_the_head_is_replayed_some_positions_at_a_time(
+    file: Checkpoint, sound: MemoryTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = sound[OUTSIDE, Stage.LM_HEAD].copy()
+    logits[9, 100] = -logits[9, 100]
+    damaged = with_values(sound, {(OUTSIDE, Stage.LM_HEAD): logits})
+    save(damaged, tmp_path / "saved.safetensors")
+    whole = replay(damaged, file, LLAMA)
+    monkeypatch.setattr("aprjax.bisect.replay_run.LOGIT_ROWS", 4)
+    for trace in (damaged, Trace.load(tmp_path / "saved.safetensors")):
+        report = replay(trace, file, LLAMA)
+        assert unexplained(report) == [(OUTSIDE, Stage.LM_HEAD)]
+        assert "position 9" in report.unexplained[0].reason
+        for ours, theirs in zip(report.nodes[-2:], whole.nodes[-2:], strict=True):
+            assert (ours.stage, ours.verdict, ours.count) == (theirs.stage, theirs.verdict, theirs.count)
+            # Other shapes compile to other sums: a unit in the last place.
+            assert ours.norm == pytest.approx(theirs.norm, rel=1e-6)
+            assert ours.rel_l2 == pytest.approx(theirs.rel_l2, rel=1e-3, abs=2e-7)
+            assert ours.max_abs_at == theirs.max_abs_at or ours.stage is Stage.FINAL_NORM
 
 
 def test_an_empty_trace_is_unmeasured(file: Checkpoint) -> None:
