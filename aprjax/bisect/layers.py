@@ -16,7 +16,7 @@ import numpy as np
 from aprjax.bisect.cause import cause_of
 from aprjax.bisect.files import FilesReport, compare_files
 from aprjax.bisect.lockstep import LayerPair, WeightSource, run_final, run_layers
-from aprjax.bisect.margins import margins
+from aprjax.bisect.margins import NEAR_TIE_SIGMAS, margins
 from aprjax.bisect.metrics import UNMEASURED, Sums, massive_channels, relative_l2, without_channels
 from aprjax.bisect.noise import NoiseFloor, engine_floors
 from aprjax.bisect.report import (
@@ -36,11 +36,6 @@ from aprjax.bisect.traced import Side, Traced, traced_pairs
 from aprjax.checkpoint.types import CheckpointError, Finding
 from aprjax.qwen2.loading import require_runnable
 from aprjax.qwen2.stages import OUTSIDE, Stage
-
-# A flip is put down to noise when the gap it had to overcome is at most this many standard deviations
-# of the logits' difference. A gap is a difference of two logits, whose noise has sqrt(2) times the
-# standard deviation of one; three of those hold 99.7 % of a normal distribution: 3 * sqrt(2) = 4.2.
-NEAR_TIE_SIGMAS = 3 * 2**0.5
 
 
 @dataclass

@@ -7,6 +7,11 @@ from jaxtyping import Float
 
 from aprjax.bisect.report import MarginReport, SideMargin
 
+# A flip is put down to noise when the gap it had to overcome is at most this many standard deviations
+# of a logit's noise. A gap is a difference of two logits, whose noise has sqrt(2) times the standard
+# deviation of one; three of those hold 99.7 % of a normal distribution: 3 * sqrt(2) = 4.2.
+NEAR_TIE_SIGMAS = 3 * 2**0.5
+
 
 def margins(
     model: Float[np.ndarray, "position vocab"], ref: Float[np.ndarray, "position vocab"], positions: list[int]
