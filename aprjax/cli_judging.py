@@ -1,4 +1,4 @@
-"""The commands that judge one side by its own file: `replay` and `noise`. Registered by `aprjax.cli`."""
+"""The commands that judge one side by its own file: `replay` and `noise`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from typing import Annotated
 
 import typer
 
-from aprjax.cli import ARITHMETIC, ENGINE, SIDE, Wrap, command, token_ids, valid_arithmetic
+from aprjax.cli_app import command
+from aprjax.cli_options import (
+    ENGINE,
+    SIDE,
+    JsonOut,
+    Prompt,
+    TokenIds,
+    Wrap,
+    WrapOption,
+    arithmetic_option,
+    check_prompt,
+    token_ids,
+    valid_arithmetic,
+)
 from aprjax.console import progress, show
-
-Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="Text to run it on.")]
-Tokens = Annotated[str | None, typer.Option(metavar="IDS", help="The same, as token ids: 3838,374,220.")]
-JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - is stdout.")]
 
 
 def _preset_or_auto(name: str | None) -> str | None:
     return name if name == "auto" else valid_arithmetic(name)
-
-
-def _check(prompt: str | None, tokens: str | None, wrap: Wrap) -> None:
-    if prompt is not None and tokens is not None:
-        raise typer.BadParameter("give at most one of --prompt, --tokens")
-    if tokens is not None and wrap is not Wrap.NONE:
-        raise typer.BadParameter("--wrap goes with text: token ids are taken as they are")
 
 
 @command
@@ -38,15 +40,15 @@ def replay(
         ),
     ] = None,
     prompt: Prompt = None,
-    tokens: Tokens = None,
-    wrap: Annotated[Wrap, typer.Option(help="Wrap the prompt in a ChatML user turn.")] = Wrap.NONE,
+    tokens: TokenIds = None,
+    wrap: WrapOption = Wrap.NONE,
     force_file: Annotated[
         bool, typer.Option("--force-file", help="Judge by FILE although the trace is of another SHA-256.")
     ] = False,
     json_out: JsonOut = None,
 ) -> int:
     """Find the nodes of one trace that its file does not explain, given each node's own inputs."""
-    _check(prompt, tokens, wrap)
+    check_prompt(prompt, None, tokens, wrap)
     from aprjax.bisect.replay_command import render, replay_side
     from aprjax.trace.sides import NoTokens
 
@@ -72,17 +74,15 @@ def replay(
 def noise(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=f"A {SIDE}.")],
     *,
-    arithmetic: Annotated[
-        str, typer.Option(metavar="NAME", callback=valid_arithmetic, help=ARITHMETIC.format("it"))
-    ] = "llama.cpp",
+    arithmetic: Annotated[str, arithmetic_option("it")] = "llama.cpp",
     prompt: Prompt = None,
-    tokens: Tokens = None,
-    wrap: Annotated[Wrap, typer.Option(help="Wrap the prompt in a ChatML user turn.")] = Wrap.NONE,
+    tokens: TokenIds = None,
+    wrap: WrapOption = Wrap.NONE,
     engine: Annotated[bool, typer.Option(help="Also run llama.cpp's own variants, if the file is GGUF.")] = True,
     json_out: JsonOut = None,
 ) -> int:
     """Measure how far a file differs from itself when only the order or precision of its sums changes."""
-    _check(prompt, tokens, wrap)
+    check_prompt(prompt, None, tokens, wrap)
     from aprjax.bisect.noise_report import noise_of, render
 
     with progress() as bar:

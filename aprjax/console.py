@@ -39,7 +39,7 @@ def show(render: Callable[[Console], None], value: dict[str, Any], json_out: str
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A progress bar on stderr, if that is a terminal."""
+    """A progress bar of bytes on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aprjax.bisect.asked import asked_prompts, check_destinations, chosen_positions
+from aprjax.bisect.counted import counted_progress
 from aprjax.bisect.files import compare_files
 from aprjax.bisect.layers import layers
 from aprjax.bisect.lockstep import LayerPair
-from aprjax.bisect.open_sides import Opened, arithmetics, open_two, run_side
+from aprjax.bisect.open_sides import arithmetics, open_two, run_side
 from aprjax.bisect.render_terminal import print_reports
 from aprjax.bisect.report import SCHEMA, LayersReport, SidedFinding, Verdict
-from aprjax.bisect.tokens import TokensReport, tokenize_both
+from aprjax.bisect.tokens import TokensReport
 from aprjax.bisect.traced import Side, Traced
 from aprjax.checkpoint.atomic import atomic_file
-from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import OUTSIDE, Stage
-from aprjax.text.probes import PROBES
 from aprjax.trace import TraceInfo, TraceWriter
-
-Progress = Callable[[str, int, int], None]
 
 
 def run_layers(
@@ -46,12 +44,12 @@ def run_layers(
     report: Path | None = None,
     save_trace: Path | None = None,
 ) -> int:
-    """Runs `layers` as the command line asks; see `aprjax.cli.layers` for the options. Returns the exit code."""
-    _check_destinations(json_out, report, save_trace)
+    """Runs `layers` as the command line asks; see `aprjax.cli_layers.layers` for the options. Returns the exit code."""
+    check_destinations(json_out, report, save_trace)
     enable_compilation_cache()
     sides = open_two(model, ref)
-    prompts = _prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
-    with _progress() as progress:
+    prompts = asked_prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
+    with counted_progress() as progress:
         first, second = (side.checkpoint for side in sides)
         files = None
         if first is not None and second is not None:
@@ -59,7 +57,7 @@ def run_layers(
         run_by = arithmetics(sides, files, both=arithmetic, model=model_arithmetic, ref=ref_arithmetic)
         reports = []
         for asked in prompts:
-            chosen = _positions(positions, len(asked.ids))
+            chosen = chosen_positions(positions, len(asked.ids))
             with ExitStack() as stack:
                 pair = [run_side(s, asked.ids, a, stack) for s, a in zip(sides, run_by, strict=True)]
                 observe = _observer(stack, save_trace, (pair[0], pair[1]), asked, chosen, many=len(prompts) > 1)
@@ -88,19 +86,6 @@ def run_layers(
     return worst(reports).verdict.exit_code
 
 
-def _check_destinations(json_out: str | None, report: Path | None, save_trace: Path | None) -> None:
-    """Refuses, before minutes of work, an output that could not be written after them."""
-    files = [Path(file) for file in (json_out, save_trace) if file is not None and str(file) != "-"]
-    for file in files:
-        if file.is_dir() or not file.absolute().parent.is_dir():
-            found = "a folder stands there" if file.is_dir() else "there is no such folder"
-            raise CheckpointError(f"cannot be written: {found}", file=file, fix="choose a file in a folder that exists")
-    if report is not None and report.exists() and not report.is_dir():
-        raise CheckpointError(
-            "a file stands where the report's folder is to be", file=report, fix="choose another name"
-        )
-
-
 def worst(reports: list[LayersReport]) -> LayersReport:
     """The report that decides: divergence before unmeasured before near-tie before agreement."""
     order = [Verdict.DIVERGENCE, Verdict.UNMEASURED, Verdict.NEAR_TIE, Verdict.AGREE]
@@ -116,41 +101,6 @@ def combined_json(reports: list[LayersReport]) -> dict[str, Any]:
     return document
 
 
-def _prompts(
-    sides: tuple[Opened, Opened],
-    *,
-    prompt: str | None,
-    prompt_file: Path | None,
-    tokens: list[int] | None,
-    wrap: str,
-) -> list[TokensReport]:
-    if tokens is not None:
-        return [TokensReport("tokens", None, "none", tuple(tokens))]
-    recorded = next((side.tokens for side in sides if side.tokens is not None), None)
-    if recorded is not None and prompt is None and prompt_file is None:
-        return [TokensReport("trace", None, "none", recorded)]
-    known = [side.checkpoint for side in sides if side.checkpoint is not None]
-    if not known:
-        raise CheckpointError(
-            "a prompt, and no file whose tokenizer could encode it",
-            fix="leave the prompt out: the trace has its tokens",
-        )
-    model, ref = known[0], known[-1]
-    if prompt_file is not None:
-        try:
-            prompt = prompt_file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(
-                f"the prompt is not UTF-8: {error}", file=prompt_file, offset=error.start, fix="save it as UTF-8"
-            ) from None
-    if prompt is not None:
-        return [tokenize_both(model, ref, name="prompt", text=prompt, times=wrap)]
-    return [
-        tokenize_both(model, ref, name=probe.name, text=probe.text, times=probe.wrap if wrap == "none" else wrap)
-        for probe in PROBES
-    ]
-
-
 def _with_note(report: LayersReport) -> LayersReport:
     """Says so when the arithmetic was chosen here and is not the engines' own."""
     if report.sides["ref"].arithmetic == "llama.cpp":
@@ -163,19 +113,6 @@ def _with_note(report: LayersReport) -> LayersReport:
         side="both",
     )
     return replace(report, findings=(*report.findings, note))
-
-
-def _positions(text: str, count: int) -> tuple[int, ...]:
-    if text == "all":
-        return tuple(range(count))
-    if text == "last":
-        return (count - 1,)
-    first, _, last = text.partition("..")
-    if int(last) >= count:
-        raise CheckpointError(
-            f"positions {text} reach beyond the prompt's {count} tokens", fix=f"ask for positions up to {count - 1}"
-        )
-    return tuple(range(int(first), int(last) + 1))
 
 
 def _observer(
@@ -221,21 +158,6 @@ def _observer(
                 writers[side].write(pair.layer, stage, value, total_rows=len(positions) if batched else None)
 
     return observe
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A progress line on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def _write_json(document: dict[str, Any], destination: str) -> None:

@@ -75,7 +75,7 @@ def render_chat(
     return _render(checkpoint.chat_template, special | chat | variables, file=checkpoint.path)
 
 
-def wrap(text: str, times: Wrap = "once") -> str:
+def wrap(text: str, times: Wrap | str = "once") -> str:
     r"""A ChatML user turn and the assistant's header around a text, without a system turn.
 
     Args:

@@ -13,7 +13,7 @@ from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import preset
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import OUTSIDE, Stage
-from aprjax.text import Tokenizer, wrap
+from aprjax.text.prompt import encode_prompt, read_prompt_file
 from aprjax.trace.aprt import AprtTrace
 from aprjax.trace.aprt_writer import write_aprt
 from aprjax.trace.llama_cpp import save_llama_cpp
@@ -104,12 +104,7 @@ def _vouched(side: Side, checkpoint: Checkpoint) -> Side:
 
 def _tokenize(side: Side, prompt: str | None, prompt_file: Path | None, times: str) -> list[int] | None:
     if prompt_file is not None:
-        try:
-            prompt = prompt_file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(
-                f"the prompt is not UTF-8: {error}", file=prompt_file, offset=error.start, fix="save it as UTF-8"
-            ) from None
+        prompt = read_prompt_file(prompt_file)
     if prompt is None:
         return None
     if side.checkpoint is None:
@@ -118,11 +113,7 @@ def _tokenize(side: Side, prompt: str | None, prompt_file: Path | None, times: s
             file=side.path,
             fix="leave the prompt out",
         )
-    wrapped = wrap(prompt, times)  # pyright: ignore[reportArgumentType] - the command line has checked it
-    ids = Tokenizer.from_checkpoint(side.checkpoint).encode(wrapped)
-    if not ids:
-        raise CheckpointError("the prompt has no tokens", file=side.path, fix="give a prompt that is not empty")
-    return ids
+    return encode_prompt(side.checkpoint, prompt, times)
 
 
 def _save(trace: AnyTrace, target: Path) -> tuple[str, ...]:

@@ -169,7 +169,7 @@ def test_wrap_is_a_user_turn_without_a_system_turn():
     assert wrap("hi", "twice") == f"<|im_start|>user\n{once}<|im_end|>\n<|im_start|>assistant\n"
     assert [is_wrapped(text) for text in ("hi", once, wrap("hi", "twice"), " \n" + once)] == [False, True, True, True]
     with pytest.raises(ValueError, match="thrice"):
-        wrap("hi", "thrice")  # pyright: ignore[reportArgumentType]
+        wrap("hi", "thrice")
 
 
 def test_probes_are_the_three_of_the_story():

@@ -1,0 +1,108 @@
+"""The commands that run models: `layers`, the main job, and `trace`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aprjax.cli_app import command
+from aprjax.cli_options import (
+    ENGINE,
+    SIDE,
+    BothArithmetic,
+    JsonOut,
+    Model,
+    ModelArithmetic,
+    Positions,
+    Prompt,
+    PromptFile,
+    Ref,
+    RefArithmetic,
+    ReportDir,
+    SaveTrace,
+    TokenIds,
+    Wrap,
+    WrapOption,
+    arithmetic_option,
+    check_arithmetic,
+    check_prompt,
+    token_ids,
+)
+from aprjax.console import show
+
+
+@command
+def layers(
+    *,
+    model: Model,
+    ref: Ref,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    tokens: TokenIds = None,
+    wrap: WrapOption = Wrap.NONE,
+    arithmetic: BothArithmetic = None,
+    model_arithmetic: ModelArithmetic = None,
+    ref_arithmetic: RefArithmetic = None,
+    positions: Positions = "all",
+    json_out: JsonOut = None,
+    report: ReportDir = None,
+    save_trace: SaveTrace = None,
+) -> int:
+    """Find the first layer and stage at which two sides part, and why.
+
+    Without a prompt three probes are run: a direct question, the same in ChatML, and a text of about 500 tokens.
+    """
+    check_prompt(prompt, prompt_file, tokens, wrap)
+    check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
+    from aprjax.bisect.command import run_layers
+
+    return run_layers(
+        model=model,
+        ref=ref,
+        prompt=prompt,
+        prompt_file=prompt_file,
+        tokens=token_ids(tokens),
+        wrap=wrap.value,
+        arithmetic=arithmetic,
+        model_arithmetic=model_arithmetic,
+        ref_arithmetic=ref_arithmetic,
+        positions=positions,
+        json_out=json_out,
+        report=report,
+        save_trace=save_trace,
+    )
+
+
+@command
+def trace(
+    side: Annotated[str, typer.Argument(metavar="SIDE", help=f"A {SIDE}, {ENGINE}.")],
+    *,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    tokens: TokenIds = None,
+    wrap: WrapOption = Wrap.NONE,
+    arithmetic: Annotated[str | None, arithmetic_option("a checkpoint")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The checkpoint that an APRT folder without sidecar came from.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE.safetensors|DIR", help="Save it: a folder is written as APRT.")
+    ] = None,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the summary as JSON; - is stdout.")
+    ] = None,
+) -> int:
+    """Capture what a checkpoint or an engine computes at every stage, and save it."""
+    check_prompt(prompt, prompt_file, tokens, wrap)
+    from aprjax.trace.command import make_trace, render
+    from aprjax.trace.sides import NoTokens
+
+    asked = {"prompt": prompt, "prompt_file": prompt_file, "tokens": token_ids(tokens), "times": wrap.value}
+    try:
+        summary = make_trace(side, **asked, arithmetic=arithmetic, file=file, target=save)
+    except NoTokens as error:
+        raise typer.BadParameter(str(error)) from None
+    show(lambda console: render(summary, console), summary, json_out)
+    return 0
