@@ -19,6 +19,13 @@ PYTEST_WORKERS ?= 2
 LLAMA_VERSION := 0.3.36
 LLAMA_OPTIONS := -DGGML_NATIVE=OFF -DGGML_CPU_REPACK=OFF -DGGML_LLAMAFILE=OFF
 LLAMA_WHEELS := $(CACHE)/wheels/llama-cpp-python-$(LLAMA_VERSION)-plain
+# The other builds differ from the plain one in libggml-cpu alone, so only that is compiled (a minute or two).
+# `default` is what `pip install llama-cpp-python` gives: its bits hang on the processor that it was compiled on. `avx2` is
+# the same without instructions beyond AVX2: its bits are the same everywhere, so exactness is tested against it.
+LLAMA_BUILDS := $(CACHE)/llama.cpp-$(LLAMA_VERSION)
+LLAMA_OPTIONS_default := -DGGML_NATIVE=ON
+LLAMA_OPTIONS_avx2 := -DGGML_NATIVE=OFF
+LLAMA_PARTS := $(foreach part,COMMON TESTS TOOLS EXAMPLES SERVER,-DLLAMA_BUILD_$(part)=OFF)
 
 MODELS := qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 DEMO := out/demo
@@ -27,7 +34,7 @@ DEMO := out/demo
 
 help:
 	@echo "setup      .venv with aprjax (editable) and the tools for developing it"
-	@echo "peers      llama.cpp (built once, about 6 minutes), transformers and torch beside it"
+	@echo "peers      llama.cpp in three builds (once, about 10 minutes), transformers and torch beside it"
 	@echo "models     fetches $(MODELS)"
 	@echo "test       the quick tests"
 	@echo "test-real  the tests on real models and peers"
@@ -45,7 +52,7 @@ $(BIN)/.setup-done: pyproject.toml aprjax/front_door.py aprjax/front_door.pth $(
 	@touch $@
 
 peers: $(BIN)/.peers-done
-$(BIN)/.peers-done: $(BIN)/.setup-done $(LLAMA_WHEELS)/.built
+$(BIN)/.peers-done: $(BIN)/.setup-done $(LLAMA_WHEELS)/.built $(LLAMA_BUILDS)/default/.built $(LLAMA_BUILDS)/avx2/.built
 	# Local files and other indices have CPU builds; plain torch may bring gigabytes of CUDA, so it comes last.
 	$(PIP) install --quiet 'torch==2.13.0+cpu' 2>/dev/null \
 		|| $(PIP) install --quiet 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
@@ -62,6 +69,28 @@ $(LLAMA_WHEELS)/.built: | $(BIN)/.setup-done
 		--wheel-dir $(LLAMA_WHEELS).partial llama-cpp-python==$(LLAMA_VERSION)
 	touch $(LLAMA_WHEELS).partial/.built
 	rm -rf $(LLAMA_WHEELS) && mv $(LLAMA_WHEELS).partial $(LLAMA_WHEELS)
+
+$(LLAMA_BUILDS)/source/.unpacked: | $(BIN)/.setup-done
+	rm -rf $(@D).partial && mkdir -p $(@D).partial
+	$(PIP) download --quiet --no-deps --no-binary llama-cpp-python --dest $(@D).partial llama-cpp-python==$(LLAMA_VERSION)
+	tar -xzf $(@D).partial/*.tar.gz --strip-components=1 -C $(@D).partial && rm $(@D).partial/*.tar.gz
+	touch $(@D).partial/.unpacked
+	rm -rf $(@D) && mv $(@D).partial $(@D)
+
+# Beside the new library lie the plain build's others, so that the folder is one for LLAMA_CPP_LIB_PATH.
+$(LLAMA_BUILDS)/%/.built: $(LLAMA_BUILDS)/source/.unpacked $(LLAMA_WHEELS)/.built
+	rm -rf $(@D).partial && mkdir -p $(@D).partial
+	command -v cmake >/dev/null || $(PIP) install --quiet cmake
+	set -e; export PATH="$$PATH:$(abspath $(BIN))"; \
+	cmake -S $(<D)/vendor/llama.cpp -B $(@D).partial/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON $(LLAMA_PARTS) \
+		-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$$ORIGIN' $(LLAMA_OPTIONS_$*) \
+		>$(@D).partial/cmake.log; \
+	cmake --build $(@D).partial/build --target ggml-cpu --parallel $$(nproc 2>/dev/null || echo 2) >>$(@D).partial/cmake.log
+	$(BIN)/python -m zipfile -e $(LLAMA_WHEELS)/*.whl $(@D).partial/wheel
+	cp $(@D).partial/wheel/llama_cpp/lib/lib* $(@D).partial/
+	for library in $(@D).partial/libggml-cpu*; do cp -L $(@D).partial/build/bin/$$(basename $$library) $$library || exit 1; done
+	rm -rf $(@D).partial/wheel $(@D).partial/build && touch $(@D).partial/.built
+	rm -rf $(@D) && mv $(@D).partial $(@D)
 
 models: $(BIN)/.setup-done
 	set -e; for model in $(MODELS); do $(BIN)/python -m aprjax fetch $$model; done

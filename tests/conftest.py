@@ -107,6 +107,25 @@ def llama_library() -> LlamaLibrary:
 
 
 @pytest.fixture(scope="session")
+def llama_build() -> Callable[[str], Path]:
+    """`llama_build("default")` is the folder of another build's libraries. Mark such tests `llama_cpp`."""
+    from aprjax.trace.llama_builds import installed_builds
+
+    def find(name: str) -> Path:
+        folder = installed_builds().get(name)
+        if folder is None:
+            absent(
+                f"llama.cpp's build {name!r} is not there",
+                "make it with `make peers`",
+                required_by="APRJAX_REQUIRE_PEERS",
+            )
+            raise AssertionError  # unreachable: `absent` skips or fails
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def llama_cpp(llama_library: LlamaLibrary) -> ModuleType:
     """The Python module `llama_cpp` on the same plain libraries. Mark such tests `llama_cpp`."""
     import llama_cpp

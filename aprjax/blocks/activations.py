@@ -110,14 +110,32 @@ def quantize_q8_k(x: Any) -> ActivationBlocks:
     A block of zeros has scale 0 and sums 0 (ggml leaves its sums unwritten).
     """
     xp = namespace(x)
-    values = _blocked(x, 256)
-    magnitude = xp.abs(values)
-    largest = magnitude.max(axis=-1)
+    values, largest = _blocks_of_256(x)
     # The sign of the *first* of the largest elements, as one integer maximum: an argmax and a gather
     # would be far slower under XLA. Earlier elements get larger keys; the lowest bit carries the sign.
     order = np.arange(256, 0, -1, dtype=np.int32) * 2
-    keys = xp.where(magnitude == largest[..., None], order + (values > 0), np.int32(0))
-    positive = (keys.max(axis=-1) & 1) == 1
+    keys = xp.where(xp.abs(values) == largest[..., None], order + (values > 0), np.int32(0))
+    return _signed_blocks(values, largest, (keys.max(axis=-1) & 1) == 1)
+
+
+def quantize_q8_k_by_fours(x: Any) -> ActivationBlocks:
+    """The same as ggml quantizes four rows at a time for repacked weights (`ggml_quantize_mat_q8_K_4x8`, AVX2).
+
+    The scale is negative when *any* element of largest magnitude is positive, which is another one only at ties of
+    both signs.
+    """
+    values, largest = _blocks_of_256(x)
+    return _signed_blocks(values, largest, (values == largest[..., None]).any(axis=-1))
+
+
+def _blocks_of_256(x: Any) -> tuple[Any, Any]:
+    """Float32 `[..., blocks, 256]`, and the largest magnitudes `[..., blocks]`."""
+    values = _blocked(x, 256)
+    return values, namespace(x).abs(values).max(axis=-1)
+
+
+def _signed_blocks(values: Any, largest: Any, positive: Any) -> ActivationBlocks:
+    xp = namespace(values)
     signed = xp.where(positive, largest, -largest)
     valid = largest > _SMALLEST_AMAX
     inverse = _pinned(_quotient(np.float32(-127), signed, valid))

@@ -1,6 +1,7 @@
-"""Matrix products that equal ggml's plain AVX2 build bit for bit, in JAX: `exact_matmul`.
+"""Matrix products that equal ggml's bit for bit, in JAX: `exact_matmul`.
 
-The specification is twins.py; plain floats are in exact_floats.py.
+Here is `vec_dot`, all that the plain AVX2 build has; its specification is twins.py. Other builds' kernels are in
+exact_default.py, plain floats in exact_floats.py.
 Three things make the bits:
 
 - Integers. Each of eight lanes L of a vector register sums elements 4L … 4L+3 of every 32 of a block. Here that is a
@@ -25,30 +26,14 @@ from jax import lax
 
 from aprjax.blocks.activations import QUANTIZERS, ActivationBlocks
 from aprjax.blocks.dot import no_cotangent, transposed_matmul
+from aprjax.blocks.exact_default import VEC_DOT, ProductKernel, repacked_product, tiled_piece
 from aprjax.blocks.exact_floats import exact_dot, exact_dot_f16, exact_dot_f32
+from aprjax.blocks.exact_pieces import LANES, add_eight, add_four, lane_dot, over_pieces
 from aprjax.blocks.fused import fused_multiply_add
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, join_planes
 
 __all__ = ["exact_dot", "exact_dot_f16", "exact_dot_f32", "exact_matmul"]
-
-_LANES = 8
-# Running sums of one piece of rows: 2^17 float32 are 512 KiB, half of a typical second-level cache.
-_SUMS_TOGETHER = 1 << 17
-# Decoded float32 weights of one piece: 2^22 are 16 MiB.
-_WEIGHTS_TOGETHER = 1 << 22
-
-
-def _add_eight(lanes: Any) -> Any:
-    """`hsum_float_8`: float32 `[8, …]` -> `[…]`."""
-    four = lanes[4:8] + lanes[0:4]
-    return _add_four(four)
-
-
-def _add_four(lanes: Any) -> Any:
-    """`hsum_float_4`: float32 `[4, …]` -> `[…]`."""
-    two = lanes[0:2] + lanes[2:4]
-    return two[0] + two[1]
 
 
 def _lane_weights(piece: Relaid) -> Any:
@@ -66,7 +51,7 @@ def _lane_weights(piece: Relaid) -> Any:
         if group_scales is not None:
             grouped = codes.reshape(group_scales.shape[0], -1, codes.shape[-1])
             codes = (grouped * group_scales.astype(jnp.float32)[:, None]).reshape(codes.shape)
-        return jnp.swapaxes(codes.reshape(-1, _LANES, 4, codes.shape[-1]), 0, 1).reshape(_LANES, -1, codes.shape[-1])
+        return jnp.swapaxes(codes.reshape(-1, LANES, 4, codes.shape[-1]), 0, 1).reshape(LANES, -1, codes.shape[-1])
 
     return jax.vmap(block)((piece.codes, piece.group_scales))
 
@@ -74,14 +59,8 @@ def _lane_weights(piece: Relaid) -> Any:
 def _lane_activations(codes: Any) -> Any:
     """int8 `[tokens, blocks, size]` -> float32 `[blocks, 8, tokens, n]` in the order of `_lane_weights`."""
     tokens, blocks, _ = codes.shape
-    lanes = codes.reshape(tokens, blocks, -1, _LANES, 4).transpose(1, 3, 0, 2, 4)
-    return lanes.reshape(blocks, _LANES, tokens, -1).astype(jnp.float32)
-
-
-def _lane_dot(activations: Any, weights: Any) -> Any:
-    """`[lanes, tokens, n]` by `[lanes, n, rows]`: exact integers, float32 `[lanes, tokens, rows]`."""
-    # Even for n = 4 not a sum of products: fused into the multiply-add that takes it, that is four times slower.
-    return lax.dot_general(activations, weights, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST)
+    lanes = codes.reshape(tokens, blocks, -1, LANES, 4).transpose(1, 3, 0, 2, 4)
+    return lanes.reshape(blocks, LANES, tokens, -1).astype(jnp.float32)
 
 
 def _pairs_of_sums(sums: Any, factors: Any) -> Any:
@@ -91,14 +70,14 @@ def _pairs_of_sums(sums: Any, factors: Any) -> Any:
     """
     pairs, tokens = factors.shape[0] // 2, sums.shape[0]
     left = jnp.swapaxes(sums.astype(jnp.float32).reshape(tokens, pairs, 2), 0, 1)
-    return _lane_dot(left, factors.astype(jnp.float32).reshape(pairs, 2, -1))
+    return lane_dot(left, factors.astype(jnp.float32).reshape(pairs, 2, -1))
 
 
 def _six_bit_integers(activations: Any, weights: Any, sums: Any, group_scales: Any) -> Any:
     """Q6_K's lane integers, rounded to float32 as one int32 is; its offset of 32 falls to lane group / 2."""
     half = weights.shape[1] // 2
-    lower = _lane_dot(activations[:, :, :half], weights[:, :half])
-    upper = _lane_dot(activations[:, :, half:], weights[:, half:])
+    lower = lane_dot(activations[:, :, :half], weights[:, :half])
+    upper = lane_dot(activations[:, :, half:], weights[:, half:])
     offsets = _pairs_of_sums(sums, group_scales).astype(jnp.int32) * 32
     return (lower.astype(jnp.int32) + upper.astype(jnp.int32) - offsets).astype(jnp.float32)
 
@@ -131,11 +110,11 @@ def _piece_product(piece: Relaid, quantized: ActivationBlocks) -> Any:
         if name == "Q6_K":
             integers = _six_bit_integers(activations, weights, sums, group_scales)
         else:
-            integers = _lane_dot(activations, weights)
+            integers = lane_dot(activations, weights)
         return (fused_multiply_add(outer, integers, lanes), lows), None
 
     low_sums = {"Q4_K": 4, "Q5_K": 1, "Q4_1": 1, "Q5_1": 1}.get(name, 0)
-    start = (jnp.zeros((_LANES, tokens, rows), jnp.float32), jnp.zeros((low_sums, tokens, rows), jnp.float32))
+    start = (jnp.zeros((LANES, tokens, rows), jnp.float32), jnp.zeros((low_sums, tokens, rows), jnp.float32))
     steps = (
         _lane_weights(piece),
         piece.scale,
@@ -147,66 +126,44 @@ def _piece_product(piece: Relaid, quantized: ActivationBlocks) -> Any:
         by_block(quantized.sums),
     )
     (lanes, lows), _ = lax.scan(scan_block, start, steps)
-    total = _add_eight(lanes)
+    total = add_eight(lanes)
     if low_sums == 4:
-        total = total + _add_four(lows)
+        total = total + add_four(lows)
     elif low_sums == 1:
         total = total + lows[0]
     return total
 
 
-def _piece_rows(tokens: int, columns: int) -> int:
-    """Rows whose sums and decoded weights stay small; a multiple of 64, for whole vectors."""
-    rows = min(_SUMS_TOGETHER // (_LANES * tokens), _WEIGHTS_TOGETHER // columns)
-    return max(64, rows // 64 * 64)
-
-
-def _over_pieces(packed: Relaid, tokens: int, multiply: Any) -> Any:
-    """Runs `multiply(piece: Relaid) -> [tokens, piece rows]` over all rows; `[tokens, rows]`."""
-    size = min(_piece_rows(tokens, packed.columns), packed.chunk_rows)
-    per_chunk = -(-packed.chunk_rows // size)
-
-    def body(index: Any, out: Any) -> Any:
-        # The last piece of a chunk may overlap the one before: the same values are written twice.
-        chunk, start = index // per_chunk, jnp.minimum(index % per_chunk * size, packed.chunk_rows - size)
-
-        def take(leaf: Any) -> Any:
-            axis = leaf.ndim - (2 if packed.plain else 1)
-            starts = [jnp.zeros_like(index)] * leaf.ndim
-            starts[0], starts[axis] = chunk, start
-            shape = (1, *leaf.shape[1:axis], size, *leaf.shape[axis + 1 :])
-            return lax.dynamic_slice(leaf, starts, shape)[0]
-
-        values = multiply(jax.tree.map(take, packed))
-        return lax.dynamic_update_slice(out, values, (jnp.zeros_like(index), chunk * packed.chunk_rows + start))
-
-    out = jnp.zeros((tokens, packed.chunks * packed.chunk_rows), jnp.float32)
-    return lax.fori_loop(0, packed.chunks * per_chunk, body, out)[:, : packed.rows]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _exact_matmul(name: str, kernel: ProductKernel, packed: Relaid, x: Any) -> Any:
+    tokens = x.shape[0]
     if packed.plain:
-        return _over_pieces(packed, x.shape[0], lambda piece: exact_dot(name, x, piece.codes[0]))
+        return over_pieces(
+            packed, tokens, lambda piece: exact_dot(name, x, piece.codes[0], kernel.registers, kernel.lanes)
+        )
+    if kernel.integers == "repack":
+        return repacked_product(packed, x)
     activation = block_format(name).activation
     assert activation is not None
     quantized = QUANTIZERS[activation](x)
-    return _over_pieces(packed, x.shape[0], lambda piece: _piece_product(piece, quantized))
+    multiply = tiled_piece if kernel.integers == "tiled" else _piece_product
+    return over_pieces(packed, tokens, lambda piece: multiply(piece, quantized))
 
 
-def _exact_forward(name: str, packed: Relaid, x: Any) -> tuple[Any, Relaid]:
-    return _exact_matmul(name, packed, x), packed
+def _exact_forward(name: str, kernel: ProductKernel, packed: Relaid, x: Any) -> tuple[Any, Relaid]:
+    return _exact_matmul(name, kernel, packed, x), packed
 
 
-def _exact_backward(name: str, packed: Relaid, cotangent: Any) -> tuple[Any, Any]:
+def _exact_backward(name: str, kernel: ProductKernel, packed: Relaid, cotangent: Any) -> tuple[Any, Any]:
+    del kernel
     return jax.tree.map(no_cotangent, packed), transposed_matmul(name, packed, cotangent)
 
 
 _exact_matmul.defvjp(_exact_forward, _exact_backward)
 
 
-def exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
-    """`x @ W.T`, every bit as ggml's plain AVX2 build computes it.
+def exact_matmul(name: str, packed: Relaid, x: Any, kernel: ProductKernel = VEC_DOT) -> Any:
+    """`x @ W.T`, every bit as ggml computes it: by `vec_dot`, or by another of its kernels.
 
     Differentiable straight through, as `integer_matmul`.
 
@@ -214,7 +171,8 @@ def exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
         name: a quantized block type with an activation partner, or F32, F16, BF16: ggml rounds the activations to the
             weights' type then.
         packed: the weights, re-laid.
-        x: float32 `[tokens, in]`.
+        x: float32 `[tokens, in]`: a whole batch, where the kernel depends on a row's place in it.
+        kernel: by default that of the plain build; `product_kernel` says which one another build takes.
 
     Returns:
         float32 `[tokens, rows]`.
@@ -228,4 +186,4 @@ def exact_matmul(name: str, packed: Relaid, x: Any) -> Any:
         raise ValueError(f"{name} weights take x[tokens, {packed.columns}], found {list(x.shape)}")
     if not packed.plain and block_format(name).activation is None:
         raise ValueError(f"{name} is no type of ggml's: there is no product to be equal to")
-    return _exact_matmul(name, packed, x.astype(jnp.float32))
+    return _exact_matmul(name, kernel, packed, x.astype(jnp.float32))

@@ -1,13 +1,15 @@
 """Dots of plain floats that equal ggml's AVX2 build bit for bit, in JAX: for attention and for float weights.
 
-The specification is float_twins.py. The 32 running sums of a dot (four registers of eight lanes) are the leading axis
-here; one step adds 32 products to them, each with one rounding (fused.py).
+The specification is float_twins.py, and default_twins.py for one register. The running sums of a dot (in `vec_dot` four
+registers of eight lanes) are the leading axis here; one step adds a product to each of them, with one rounding
+(fused.py). Sixteen lanes are what AVX-512 has.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -16,11 +18,10 @@ from jax import lax
 
 from aprjax.blocks.fused import fused_multiply_add
 
-_STEP = 32
 # Running sums held at a time: 2^22 float32 are 16 MiB.
 _SUMS_TOGETHER = 1 << 22
 
-# (running sums [4, 8, …], left, right of the remainder [tail, …]) -> dots […]
+# (running sums [registers, lanes, …], left, right of the remainder [tail, …]) -> dots […]
 _Finish = Callable[[Any, Any, Any], Any]
 
 
@@ -28,11 +29,26 @@ def _add_neighbours(four: Any) -> Any:
     return (four[0] + four[1]) + (four[2] + four[3])
 
 
-def _finish_f32(sums: Any, left: Any, right: Any) -> Any:
-    """Registers 0+2 and 1+3, then both; lanes i+4, then neighbours; the remainder as gcc compiles it."""
+def _add_halves(lanes: Any) -> Any:
+    """The upper half added to the lower one until one number is left: `[2^n, …]` -> `[…]`."""
+    while lanes.shape[0] > 1:
+        half = lanes.shape[0] // 2
+        lanes = lanes[half:] + lanes[:half]
+    return lanes[0]
+
+
+def _add_registers(sums: Any) -> Any:
+    """Registers 0+2 and 1+3, then both; of AVX2 lanes i+4, then neighbours; elsewhere by halves."""
+    if sums.shape[0] == 1:
+        return _add_halves(sums[0])
     pairs = sums[0:2] + sums[2:4]
-    eight = pairs[0] + pairs[1]
-    total = _add_neighbours(eight[0:4] + eight[4:8])
+    one = pairs[0] + pairs[1]
+    return _add_neighbours(one[0:4] + one[4:8]) if one.shape[0] == 8 else _add_halves(one)
+
+
+def _finish_f32(sums: Any, left: Any, right: Any) -> Any:
+    """The registers' sum, then the remainder as gcc compiles it."""
+    total = _add_registers(sums)
     width = left.shape[0]
     for index in range(width):
         if index < width // 4 * 4:
@@ -69,18 +85,18 @@ def _finish_bf16(sums: Any, left: Any, right: Any) -> Any:
     return _with_remainder(two[0] + two[1], left, right)
 
 
-def _dots(left: Any, right: Any, finish: _Finish) -> Any:
+def _dots(left: Any, right: Any, finish: _Finish, registers: int, lanes: int) -> Any:
     """float32 `[..., m, n]` by `[..., k, n]`, equal numbers of axes -> `[..., m, k]`."""
-    width = left.shape[-1]
-    whole = width // _STEP
+    width, size = left.shape[-1], registers * lanes
+    whole = width // size
 
     def steps(array: Any) -> Any:
-        # [..., rows, n] -> [n / 32, 32, ..., rows]
-        split = array[..., : whole * _STEP].reshape(*array.shape[:-1], whole, _STEP)
+        # [..., rows, n] -> [n / size, size, ..., rows]
+        split = array[..., : whole * size].reshape(*array.shape[:-1], whole, size)
         return jnp.moveaxis(split, (-2, -1), (0, 1))
 
     def remainder(array: Any) -> Any:
-        return jnp.moveaxis(array[..., whole * _STEP :], -1, 0)
+        return jnp.moveaxis(array[..., whole * size :], -1, 0)
 
     def outer(one: Any, other: Any) -> tuple[Any, Any]:
         return one[..., :, None], other[..., None, :]
@@ -90,22 +106,22 @@ def _dots(left: Any, right: Any, finish: _Finish) -> Any:
 
     leading = jnp.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     shape = (*leading, left.shape[-2], right.shape[-2])
-    sums = lax.scan(add, jnp.zeros((_STEP, *shape), jnp.float32), (steps(left), steps(right)))[0]
-    return finish(sums.reshape(4, 8, *shape), *outer(remainder(left), remainder(right)))
+    sums = lax.scan(add, jnp.zeros((size, *shape), jnp.float32), (steps(left), steps(right)))[0]
+    return finish(sums.reshape(registers, lanes, *shape), *outer(remainder(left), remainder(right)))
 
 
-def _dots_in_parts(left: Any, right: Any, finish: _Finish) -> Any:
+def _dots_in_parts(left: Any, right: Any, finish: _Finish, registers: int, lanes: int) -> Any:
     """`_dots` over few rows of `left` at a time, so that the running sums stay small."""
     rows = left.shape[-2]
     leading = math.prod(jnp.broadcast_shapes(left.shape[:-2], right.shape[:-2]))
-    per_row = max(1, _STEP * leading * right.shape[-2])
+    per_row = max(1, registers * lanes * leading * right.shape[-2])
     together = max(1, min(rows, _SUMS_TOGETHER // per_row))
     parts = -(-rows // together)
     if parts == 1:
-        return _dots(left, right, finish)
+        return _dots(left, right, finish, registers, lanes)
     padding = [(0, 0)] * (left.ndim - 2) + [(0, parts * together - rows), (0, 0)]
     split = jnp.pad(left, padding).reshape(*left.shape[:-2], parts, together, left.shape[-1])
-    done = lax.map(lambda part: _dots(part, right, finish), jnp.moveaxis(split, -3, 0))
+    done = lax.map(lambda part: _dots(part, right, finish, registers, lanes), jnp.moveaxis(split, -3, 0))
     joined = jnp.moveaxis(done, 0, -3)
     return joined.reshape(*joined.shape[:-3], parts * together, joined.shape[-1])[..., :rows, :]
 
@@ -119,7 +135,9 @@ def _prepare(left: Any, right: Any) -> tuple[Any, Any]:
     return left.astype(jnp.float32), right.astype(jnp.float32)
 
 
-def _straight_through(round_operand: Callable[[Any], Any], finish: _Finish) -> Callable[[Any, Any], Any]:
+def _straight_through(
+    round_operand: Callable[[Any], Any], finish: _Finish, registers: int, lanes: int
+) -> Callable[[Any, Any], Any]:
     """The product of that kind, with the gradient of the plain product of its (rounded) operands."""
 
     def operands(left: Any, right: Any) -> tuple[Any, Any]:
@@ -128,7 +146,7 @@ def _straight_through(round_operand: Callable[[Any], Any], finish: _Finish) -> C
 
     @jax.custom_vjp
     def product(left: Any, right: Any) -> Any:
-        return _dots_in_parts(*operands(left, right), finish)
+        return _dots_in_parts(*operands(left, right), finish, registers, lanes)
 
     def forward(left: Any, right: Any) -> tuple[Any, tuple[Any, Any]]:
         return product(left, right), (left, right)
@@ -149,15 +167,20 @@ def _through(dtype: Any) -> Callable[[Any], Any]:
     return lambda values: lax.optimization_barrier(values.astype(dtype)).astype(jnp.float32)
 
 
-_PRODUCTS = {
-    "F32": _straight_through(lambda values: values, _finish_f32),
-    "F16": _straight_through(_through(jnp.float16), _finish_f16),
-    "BF16": _straight_through(_through(jnp.bfloat16), _finish_bf16),
+_KINDS: dict[str, tuple[Callable[[Any], Any], _Finish]] = {
+    "F32": (lambda values: values, _finish_f32),
+    "F16": (_through(jnp.float16), _finish_f16),
+    "BF16": (_through(jnp.bfloat16), _finish_bf16),
 }
 
 
-def exact_dot(name: str, left: Any, right: Any) -> Any:
-    """Every row of `left` with every row of `right` as ggml's `vec_dot` of plain type `name`.
+@cache
+def _product(name: str, registers: int, lanes: int) -> Callable[[Any, Any], Any]:
+    return _straight_through(*_KINDS[name], registers, lanes)
+
+
+def exact_dot(name: str, left: Any, right: Any, registers: int = 4, lanes: int = 8) -> Any:
+    """Every row of `left` with every row of `right` as ggml's `vec_dot` of plain type `name`, or tinyBLAS.
 
     F32 multiplies as it is; F16 and BF16 round both operands to that type first (weights and cached keys and
     values are so already; ggml rounds the activations, the queries and the probabilities).
@@ -166,6 +189,9 @@ def exact_dot(name: str, left: Any, right: Any) -> Any:
         name: `"F32"`, `"F16"` or `"BF16"`.
         left: float `[..., m, n]`.
         right: float `[..., k, n]`; leading axes broadcast.
+        registers: of running sums: 4 as in `vec_dot`, or 1 as in tinyBLAS, where n is a multiple of the lanes.
+        lanes: of a register: 8 with AVX2, 16 with AVX-512 (there n is a multiple of 64 in `vec_dot`: what it does with
+            a remainder is not followed). BF16 is followed with AVX2 alone.
 
     Returns:
         float32 `[..., m, k]`. Straight-through gradients: those of the plain product.
@@ -174,19 +200,19 @@ def exact_dot(name: str, left: Any, right: Any) -> Any:
         KeyError: another type.
         ValueError: the widths differ.
     """
-    return _PRODUCTS[name](left, right)
+    return _product(name, registers, lanes)(left, right)
 
 
-def exact_dot_f32(left: Any, right: Any) -> Any:
+def exact_dot_f32(left: Any, right: Any, registers: int = 4, lanes: int = 8) -> Any:
     """`exact_dot` of F32: attention with a float32 cache.
 
     `kq` is `exact_dot_f32(queries[heads, tokens, head_width], keys[heads, n_kv, head_width])`, `kqv` is
     `exact_dot_f32(probabilities[heads, tokens, n_kv], values[heads, head_width, n_kv])`. Further zeros behind an n
-    that is a multiple of 32 change no bit.
+    that is a multiple of the registers' size change no bit.
     """
-    return exact_dot("F32", left, right)
+    return exact_dot("F32", left, right, registers, lanes)
 
 
-def exact_dot_f16(left: Any, right: Any) -> Any:
+def exact_dot_f16(left: Any, right: Any, registers: int = 4, lanes: int = 8) -> Any:
     """`exact_dot` of F16: attention with a float16 cache and flash attention off."""
-    return exact_dot("F16", left, right)
+    return exact_dot("F16", left, right, registers, lanes)

@@ -28,7 +28,7 @@ from aprjax.blocks.float_twins import fused_multiply_add
 from aprjax.blocks.registry import block_format
 
 
-class _BlockPair(NamedTuple):
+class BlockPair(NamedTuple):
     """One block of weights and the block of activations it meets; integers as int64.
 
     Attributes:
@@ -46,7 +46,7 @@ class _BlockPair(NamedTuple):
     activation_sums: np.ndarray | None
 
 
-def _block_pairs(fields: Fields, activations: ActivationBlocks, *, code_offset: int = 0) -> Iterator[_BlockPair]:
+def block_pairs(fields: Fields, activations: ActivationBlocks, *, code_offset: int = 0) -> Iterator[BlockPair]:
     """The pairs in order. `code_offset` is added to every code."""
     for block in range(fields.scale.shape[-1]):
         weights = Fields(
@@ -65,7 +65,7 @@ def _block_pairs(fields: Fields, activations: ActivationBlocks, *, code_offset: 
         if sums is not None:
             sums = sums[..., block, :].astype(np.int64) if sums.dtype == np.int16 else sums[..., block]
         products = codes * activations.codes[..., block, :].astype(np.int64)
-        yield _BlockPair(products, weights.scale * scale, weights, scale, sums)
+        yield BlockPair(products, weights.scale * scale, weights, scale, sums)
 
 
 def _lane_sums(products: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ def _lane_sums(products: np.ndarray) -> np.ndarray:
     return products.reshape(*products.shape[:-1], -1, 8, 4).sum(axis=(-3, -1))
 
 
-def _neighbours(values: np.ndarray) -> np.ndarray:
+def neighbours(values: np.ndarray) -> np.ndarray:
     """Sums of two neighbours: `[…, 2n]` -> `[…, n]`."""
     return values[..., 0::2] + values[..., 1::2]
 
@@ -89,7 +89,7 @@ def _add_four(sums: np.ndarray) -> np.ndarray:
     return pairs[..., 0] + pairs[..., 1]
 
 
-def _add_eight(sums: np.ndarray) -> np.ndarray:
+def add_eight(sums: np.ndarray) -> np.ndarray:
     """`hsum_float_8`: float32 `[…, 8]` -> `[…]`."""
     return _add_four(sums[..., 4:8] + sums[..., 0:4])
 
@@ -100,68 +100,68 @@ _NOTHING = np.float32(0)
 def _scaled_codes(fields: Fields, activations: ActivationBlocks) -> np.ndarray:
     """Q4_0, Q5_0, Q8_0, Q3_K: signed codes, with group scales (Q3_K) or without."""
     sums = _NOTHING
-    for pair in _block_pairs(fields, activations):
+    for pair in block_pairs(fields, activations):
         sums = _accumulate(pair.scale, _lane_sums(pair.products), sums)
-    return _add_eight(np.asarray(sums))
+    return add_eight(np.asarray(sums))
 
 
 def _scaled_codes_and_minimum(fields: Fields, activations: ActivationBlocks) -> np.ndarray:
     """Q4_1, Q5_1: unsigned codes; m times the activations' sum has one running sum of its own."""
     sums, lows = _NOTHING, _NOTHING
-    for pair in _block_pairs(fields, activations):
+    for pair in block_pairs(fields, activations):
         assert pair.weights.minimum is not None
         assert pair.activation_sums is not None
         sums = _accumulate(pair.scale, _lane_sums(pair.products), sums)
         # `minimum` is subtracted in `Fields`; the block has m = -minimum.
         lows = fused_multiply_add(-pair.weights.minimum, pair.activation_sums, lows)
-    return _add_eight(np.asarray(sums)) + lows
+    return add_eight(np.asarray(sums)) + lows
 
 
-def _sums_of_minimums(pair: _BlockPair) -> tuple[np.ndarray, np.ndarray]:
+def _sums_of_minimums(pair: BlockPair) -> tuple[np.ndarray, np.ndarray]:
     """-(d_y * dmin) `[…]`; minimums times activation sums, two neighbouring groups added: int64 `[…, groups / 2]`."""
     assert pair.weights.group_minimums is not None
     assert pair.activation_sums is not None
     sums = pair.activation_sums
     if pair.weights.group_minimums.shape[-1] == 8:
-        sums = _neighbours(sums)  # groups of 32, sums of 16
-    return -pair.activation_scale * pair.weights.minimum, _neighbours(pair.weights.group_minimums * sums)
+        sums = neighbours(sums)  # groups of 32, sums of 16
+    return -pair.activation_scale * pair.weights.minimum, neighbours(pair.weights.group_minimums * sums)
 
 
 def _q4_k(fields: Fields, activations: ActivationBlocks) -> np.ndarray:
     """Q4_K: the minimums have four running sums."""
     sums, lows = _NOTHING, _NOTHING
-    for pair in _block_pairs(fields, activations):
+    for pair in block_pairs(fields, activations):
         lows = _accumulate(*_sums_of_minimums(pair), lows)
         sums = _accumulate(pair.scale, _lane_sums(pair.products), sums)
-    return _add_eight(np.asarray(sums)) + _add_four(np.asarray(lows))
+    return add_eight(np.asarray(sums)) + _add_four(np.asarray(lows))
 
 
 def _q5_k(fields: Fields, activations: ActivationBlocks) -> np.ndarray:
     """Q5_K: the minimums have one running sum."""
     sums, lows = _NOTHING, _NOTHING
-    for pair in _block_pairs(fields, activations):
+    for pair in block_pairs(fields, activations):
         scale, integers = _sums_of_minimums(pair)
         lows = _accumulate(scale, integers.sum(axis=-1, keepdims=True), lows)
         sums = _accumulate(pair.scale, _lane_sums(pair.products), sums)
-    return _add_eight(np.asarray(sums)) + np.asarray(lows)[..., 0]
+    return add_eight(np.asarray(sums)) + np.asarray(lows)[..., 0]
 
 
 def _q2_k(fields: Fields, activations: ActivationBlocks) -> np.ndarray:
     """Q2_K: the minimums go into the same eight running sums, before the codes."""
     sums = _NOTHING
-    for pair in _block_pairs(fields, activations):
+    for pair in block_pairs(fields, activations):
         sums = _accumulate(*_sums_of_minimums(pair), sums)
         sums = _accumulate(pair.scale, _lane_sums(pair.products), sums)
-    return _add_eight(np.asarray(sums))
+    return add_eight(np.asarray(sums))
 
 
 def _q6_k(fields: Fields, activations: ActivationBlocks) -> np.ndarray:
     """Q6_K: codes stay unsigned; the offset of 32 is taken off lane L for groups 2L and 2L+1, wherever they lie."""
     sums = _NOTHING
-    for pair in _block_pairs(fields, activations, code_offset=32):
-        offsets = 32 * _neighbours(pair.weights.group_scales * pair.activation_sums)
+    for pair in block_pairs(fields, activations, code_offset=32):
+        offsets = 32 * neighbours(pair.weights.group_scales * pair.activation_sums)
         sums = _accumulate(pair.scale, _lane_sums(pair.products) - offsets, sums)
-    return _add_eight(np.asarray(sums))
+    return add_eight(np.asarray(sums))
 
 
 _TWINS: dict[str, Callable[[Fields, ActivationBlocks], np.ndarray]] = {

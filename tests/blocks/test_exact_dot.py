@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from aprjax.blocks import FORMATS, encode
-from aprjax.blocks import exact as exact_module
 from aprjax.blocks import exact_floats as floats_module
+from aprjax.blocks import exact_pieces
 from aprjax.blocks import float_twins as floats
 from aprjax.blocks import relay as relay_module
 from aprjax.blocks.dot import float_matmul, integer_matmul
@@ -63,7 +63,7 @@ def test_products_equal_the_twins_and_ggml(name, llama_library):
 def test_pieces_and_chunks_change_nothing(name, monkeypatch):
     """Rows cut into chunks when re-laid and into pieces when multiplied, neither a divisor of the number of rows."""
     monkeypatch.setattr(relay_module, "CHUNK_ELEMENTS", 150 * 256)
-    monkeypatch.setattr(exact_module, "_SUMS_TOGETHER", 0)
+    monkeypatch.setattr(exact_pieces, "_SUMS_TOGETHER", 0)
     monkeypatch.setattr(floats_module, "_SUMS_TOGETHER", 2 * 32 * 64)
     blocks = FORMATS[name]
     if blocks.quantized:
@@ -73,7 +73,7 @@ def test_pieces_and_chunks_change_nothing(name, monkeypatch):
     x = RNG(6).normal(size=(5, 256)).astype(np.float32)
     relaid = relay(name, packed)
     assert relaid.chunks == 3
-    assert exact_module._piece_rows(5, 256) < relaid.chunk_rows
+    assert exact_pieces._piece_rows(5, 256) < relaid.chunk_rows
     if blocks.quantized:
         expected = vec_dot(name, packed, x[:, None])
     else:
