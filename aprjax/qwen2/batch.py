@@ -29,8 +29,8 @@ MOST_SEQUENCES = 64
 # Positions of one prefill: as many as the long probe's, whose activations are known to fit.
 MOST_PREFILL_POSITIONS = 512
 
-# Rows are given up when at most every second is needed: each width is compiled once and then costs a step less.
-SHRINK = 2
+# Rows are given up when at most every fourth is needed: each narrower program saves less than it costs to compile.
+SHRINK = 4
 
 OnStep = Callable[[int, int], None]
 

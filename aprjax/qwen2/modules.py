@@ -118,7 +118,7 @@ class Attention(nnx.Module):
         else:
             # Only the attention tells sequences apart: everything else is one product for all of them.
             split = tuple(x.reshape(context.sequences, -1, *x.shape[1:]) for x in (q, k, v))
-            attended, k, v = jax.vmap(lambda *one: _attend(*one, arithmetic, Tap()))(split, cached)
+            attended, k, v = jax.vmap(partial(_attend, arithmetic=arithmetic, tap=Tap()))(split, cached)
             attended = attended.reshape(positions, -1)
         with jax.named_scope(Stage.ATTENTION):
             merged = tap(Stage.ATTENTION, attended)
