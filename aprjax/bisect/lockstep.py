@@ -26,7 +26,21 @@ from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 # Positions whose logits are held at once: 128 rows of 151,936 float32 are 78 MB a side.
 LOGIT_ROWS = 128
 
+# ggml's tiles take that many rows or more: the head's batches of a longer trace have no fewer.
+_LEAST_ROWS = 8
+
 Values = dict[Stage, np.ndarray]
+
+
+def head_batches(count: int) -> Iterator[slice]:
+    """Cuts so many rows into batches for the head, at multiples of four, as kernels take rows together."""
+    begin = 0
+    while begin < count:
+        size = min(LOGIT_ROWS, count - begin)
+        if 0 < count - begin - size < _LEAST_ROWS:
+            size -= _LEAST_ROWS
+        yield slice(begin, begin + size)
+        begin += size
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,8 @@ def run_layers(
 ) -> Iterator[LayerPair | tuple[np.ndarray, np.ndarray]]:
     """Yields the embedding, then every layer, then (as a tuple) both sides' last hidden states."""
     count = len(tokens)
-    hidden_model, hidden_ref = embed_padded(model.checkpoint, tokens), embed_padded(ref.checkpoint, tokens)
+    run_by = (model.arithmetic, ref.arithmetic)
+    hidden_model, hidden_ref = (embed_padded(side.checkpoint, tokens, *run_by) for side in (model, ref))
     yield _outside(Stage.EMBEDDING, hidden_model[:count], hidden_ref[:count])
     context_model, context_ref = model.context(len(hidden_ref)), ref.context(len(hidden_ref))
     mixed = replace(ref, arithmetic=model.arithmetic) if model.arithmetic != ref.arithmetic else None
@@ -179,8 +194,8 @@ def run_final(
             logits = run_head(head, fed, arithmetic=side.arithmetic)
             return {Stage.FINAL_NORM: np.asarray(computed), Stage.LM_HEAD: np.asarray(logits)}
 
-    for begin in range(0, len(rows), LOGIT_ROWS):
-        chosen = rows[begin : begin + LOGIT_ROWS]
+    for batch in head_batches(len(rows)):
+        chosen = rows[batch]
         mine, theirs = hidden_model[chosen], hidden_ref[chosen]
         values_ref, values_model = run(ref, theirs), run(model, mine)
         normed = values_ref[Stage.FINAL_NORM]

@@ -148,7 +148,7 @@ class _FreeRun:
     def __init__(self, runner: Runner, tokens: list[int]) -> None:
         self.runner = runner
         self.count = len(tokens)
-        self.hidden = embed_padded(runner.checkpoint, tokens)
+        self.hidden = embed_padded(runner.checkpoint, tokens, runner.arithmetic)
         self.context = runner.context(len(self.hidden))
 
     def __call__(self, replayed: ReplayedLayer) -> Values:

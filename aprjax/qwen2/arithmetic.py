@@ -17,6 +17,9 @@ Exponential = Literal["library", "polynomial"]
 Softmax = Literal["float", "double-sum", "sequential"]
 KvCache = Literal["model", "float16"]
 Float = Literal["float32", "float64"]
+MatrixKernel = Literal["repack", "tiled", "tinyblas"]
+Attention = Literal["plain", "flash"]
+Vectors = Literal["avx2", "avx512"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Arithmetic:
             accumulator, and a multiplication by the inverse (realizar).
         exact: follow llama.cpp's order of operations in every sum, to the bit of its plain AVX2 build
             on a CPU. It concerns the choices that are llama.cpp's; the others stay as they are.
+        kernels: what llama.cpp's build has beside `vec_dot`, and the run allows: `repack`ed weights, `tiled` K-quants,
+            `tinyblas` (`aprjax.blocks.default_twins`). They differ in the order of their sums alone: read if `exact`.
+        attention: `plain`: scores, softmax and weighted values are three operations; `flash`: one kernel that keeps
+            its sums in float16 for fewer than 64 queries (`aprjax.qwen2.flash`), with the scores and
+            probabilities as a plain attention has them.
+        vectors: the processor's, as llama.cpp was compiled for them: with AVX-512 the polynomial exponential rounds
+            otherwise, and sums of floats have 16 lanes.
     """
 
     name: str
@@ -67,6 +77,19 @@ class Arithmetic:
     exponential: Exponential = "library"
     softmax: Softmax = "float"
     exact: bool = False
+    kernels: tuple[MatrixKernel, ...] = ()
+    attention: Attention = "plain"
+    vectors: Vectors = "avx2"
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether a position's values hang on how many positions are computed with it: then none may be padding."""
+        return self.emulates and (self.attention == "flash" or (self.exact and bool(self.kernels)))
+
+    @property
+    def lanes(self) -> Literal[8, 16]:
+        """Of one register of float32."""
+        return 16 if self.vectors == "avx512" else 8
 
     @property
     def emulates(self) -> bool:
@@ -87,6 +110,9 @@ _LLAMA_CPP = Arithmetic(
     rotation="fused",
     exponential="polynomial",
     softmax="double-sum",
+)
+_DEFAULT_BUILD = replace(
+    _LLAMA_CPP, name="llama.cpp-default-exact", exact=True, kernels=("repack", "tiled", "tinyblas")
 )
 # realizar's `OwnedQuantizedModel::forward_cached` (kernels.md section 7).
 _REALIZAR = Arithmetic(
@@ -110,6 +136,9 @@ PRESETS: dict[str, Arithmetic] = {
         replace(_LLAMA_CPP, name="llama.cpp-exact", exact=True),
         replace(_LLAMA_CPP, name="llama.cpp-f16", kv_cache="float16"),
         replace(_LLAMA_CPP, name="llama.cpp-f16-exact", kv_cache="float16", exact=True),
+        # The build that `pip install llama-cpp-python` gives, on a processor without AVX-512; and one with it.
+        _DEFAULT_BUILD,
+        replace(_DEFAULT_BUILD, name="llama.cpp-default-avx512-exact", vectors="avx512"),
         _REALIZAR,
         # `AprTransformer::forward_traced`: decoded weights, float32 throughout.
         replace(_REALIZAR, name="realizar-f32", matmul="dequantize", activations="engine", norm="sequential"),

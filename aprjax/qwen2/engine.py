@@ -1,4 +1,4 @@
-"""The elementwise and summing kernels of llama.cpp's CPU graph, as its plain AVX2 build rounds them.
+"""The elementwise and summing kernels of llama.cpp's CPU graph, as its plain AVX2 build rounds them, or AVX-512.
 
 ggml functions: `ggml_compute_forward_rms_norm`, `…_rope` (NEOX and NORM), `…_soft_max`, `ggml_v_expf`,
 `ggml_vec_swiglu_f32`, `ggml_vec_dot_f32` (kernels.md sections 3.2 and 4). tests/qwen2/twins.py specifies each in
@@ -18,12 +18,11 @@ from jaxtyping import Array, Bool, Float
 
 from aprjax.blocks.exact import exact_dot_f32
 from aprjax.checkpoint.types import RopePairing
+from aprjax.qwen2.arithmetic import Vectors
 from aprjax.qwen2.rounding import added, fused, fused_wide, narrow, odd_sum, rounded, rounded_with_subnormals, wide
 
 # Lanes of one AVX2 vector of float32.
 LANES = 8
-# `ggml_vec_dot_f32` takes this many elements a step.
-_STEP = 32
 
 
 def rms_norm(x: Float[Array, "position hidden"], weight: Array, eps: Any, *, exact: bool) -> Array:
@@ -61,10 +60,11 @@ def rotate(
     return jnp.stack(rotated, axis=-1).reshape(x.shape)
 
 
-def exponential_wide(x: Any) -> Any:
+def exponential_wide(x: Any, vectors: Vectors = "avx2") -> Any:
     """`ggml_v_expf` of wide `x`, as a wide value, subnormals included.
 
-    A polynomial of degree five after Cody-Waite reduction, at most 1.95 units in the last place off (ggml).
+    A polynomial of degree five after Cody-Waite reduction, at most 1.95 units in the last place off (ggml). With
+    AVX-512 the 1 is part of the polynomial, and the power of two is applied by an instruction of its own.
     """
     with jax.enable_x64(True):
         # Beyond these the result is 0 or infinity, and the exponent's bits would run over.
@@ -75,11 +75,15 @@ def exponential_wide(x: Any) -> Any:
         u = rounded(b * b)
         outer = fused_wide(_hex("0x1.0e4020p-7"), b, _hex("0x1.573e2ep-5"))
         inner = fused_wide(_hex("0x1.555e66p-3"), b, _hex("0x1.fffdb6p-2"))
-        polynomial = fused_wide(fused_wide(outer, u, inner), u, rounded(_hex("0x1.ffffecp-1") * b))
-        once = odd_sum(polynomial, 1.0)
-        # Far from zero ggml scales in two steps, so that a subnormal result is rounded twice.
         distance = jnp.abs(exponent)
-        scaled = jnp.where(distance > 126, rounded(once), once) * _power_of_two(exponent)
+        if vectors == "avx512":
+            straight = fused_wide(_hex("0x1.ffffecp-1"), b, jnp.float64(1))
+            scaled = fused_wide(fused_wide(outer, u, inner), u, straight) * _power_of_two(exponent)
+        else:
+            polynomial = fused_wide(fused_wide(outer, u, inner), u, rounded(_hex("0x1.ffffecp-1") * b))
+            once = odd_sum(polynomial, 1.0)
+            # Far from zero ggml scales in two steps, so that a subnormal result is rounded twice.
+            scaled = jnp.where(distance > 126, rounded(once), once) * _power_of_two(exponent)
         limit = jnp.where(exponent > 0, jnp.inf, 0.0)
         return jnp.where(distance > 192, limit, rounded_with_subnormals(scaled))
 
@@ -95,12 +99,12 @@ def _power_of_two(exponent: Any) -> Any:
     return lax.bitcast_convert_type((bits + 1023) << 52, jnp.float64)
 
 
-def silu(x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+def silu(x: Float[Array, "position width"], vectors: Vectors = "avx2") -> Float[Array, "position width"]:
     """`x / (1 + ggml_v_expf(-x))`."""
     with jax.enable_x64(True):
         # The float64 sum is exact where it matters: an exponential below 2^-29 or above 2^53 leaves
         # the larger of the two as it is. Nothing here is a float32 product that XLA could fuse.
-        return x / narrow(1.0 + exponential_wide(wide(-x)))
+        return x / narrow(1.0 + exponential_wide(wide(-x), vectors))
 
 
 def softmax(
@@ -109,18 +113,16 @@ def softmax(
     exponential: Any,
     *,
     exact: bool,
+    lanes: int = LANES,
 ) -> Float[Array, "head position key"]:
-    """Double sum of the float32 sums of 8 neighbours; `exponential` takes and gives wide values (`rounding`)."""
+    """Double sum of the float32 sums of 8 or 16 neighbours; `exponential` takes and gives wide values (`rounding`)."""
     visible = visible[None]
     hidden = jnp.where(visible, scores, -jnp.inf)
     largest = jnp.max(hidden, axis=-1, keepdims=True)
     with jax.enable_x64(True):
         exponentials = jnp.where(visible, exponential(rounded(odd_sum(wide(scores), -wide(largest)))), jnp.float64(0))
-        lanes = padded(narrow(exponentials), LANES)
-        lanes = lanes.reshape(*lanes.shape[:-1], -1, LANES)
-        lanes = lanes[..., 4:] + lanes[..., :4]
-        lanes = lanes[..., 2:] + lanes[..., :2]
-        sums = wide(lanes[..., 1] + lanes[..., 0])
+        vectors = padded(narrow(exponentials), lanes)
+        sums = wide(add_halves(vectors.reshape(*vectors.shape[:-1], -1, lanes)))
         if exact:
             by_vector = jnp.moveaxis(sums, -1, 0)
             total = lax.scan(lambda sum_, part: (sum_ + part, None), jnp.zeros_like(by_vector[0]), by_vector)[0]
@@ -128,6 +130,14 @@ def softmax(
             total = jnp.sum(sums, axis=-1)
         inverse = narrow(jnp.float64(1) / total)[..., None]
         return narrow(exponentials * wide(inverse))
+
+
+def add_halves(lanes: Any) -> Any:
+    """The upper half added to the lower one until one number is left: `[…, 2^n]` -> `[…]`."""
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., half:] + lanes[..., :half]
+    return lanes[..., 0]
 
 
 def padded(x: Any, multiple: int) -> Any:
@@ -140,23 +150,30 @@ def padded(x: Any, multiple: int) -> Any:
 
 
 def attention_scores(
-    q: Float[Array, "position head channel"], k: Float[Array, "key kv_head channel"]
+    q: Float[Array, "position head channel"],
+    k: Float[Array, "key kv_head channel"],
+    registers: int = 4,
+    lanes: int = LANES,
 ) -> Float[Array, "head position key"]:
-    """`ggml_vec_dot_f32` of every query and key, then the scale, as its own rounding."""
+    """`ggml_vec_dot_f32` (or tinyBLAS) of every query and key, then the scale, as its own rounding."""
     positions, heads, channels = q.shape
     kv_heads = k.shape[1]
     grouped = q.reshape(positions, kv_heads, heads // kv_heads, channels).transpose(1, 2, 0, 3)
-    scores = exact_dot_f32(grouped, k.transpose(1, 0, 2)[:, None])
+    scores = exact_dot_f32(grouped, k.transpose(1, 0, 2)[:, None], registers, lanes)
     scale = np.float32(1) / np.sqrt(np.float32(channels))
     return scores.reshape(heads, positions, k.shape[0]) * scale
 
 
 def weighted_values(
-    probabilities: Float[Array, "head position key"], v: Float[Array, "key kv_head channel"]
+    probabilities: Float[Array, "head position key"],
+    v: Float[Array, "key kv_head channel"],
+    registers: int = 4,
+    lanes: int = LANES,
 ) -> Float[Array, "position width"]:
-    """`ggml_vec_dot_f32` of every row of probabilities and every channel of the values; heads merged."""
+    """`ggml_vec_dot_f32` (or tinyBLAS) of every row of probabilities and every channel of the values; heads merged."""
     heads, positions, keys = probabilities.shape
     kv_heads, channels = v.shape[1], v.shape[2]
-    grouped = padded(probabilities.reshape(kv_heads, heads // kv_heads, positions, keys), _STEP)
-    values = exact_dot_f32(grouped, padded(v.transpose(1, 2, 0), _STEP)[:, None])
+    step = registers * lanes
+    grouped = padded(probabilities.reshape(kv_heads, heads // kv_heads, positions, keys), step)
+    values = exact_dot_f32(grouped, padded(v.transpose(1, 2, 0), step)[:, None], registers, lanes)
     return values.transpose(2, 0, 1, 3).reshape(positions, heads * channels)

@@ -128,7 +128,8 @@ class Generation:
         model, longest = self._model, min(self._budget, self._room)
         needed = max(bucket(len(self.prompt)), len(self.prompt) + longest)
         # A power of two, so that prompts and budgets of similar size share compiled programs.
-        cache = Cache.empty(model.config, 1 << (needed - 1).bit_length(), model.arithmetic.dtype)
+        with precision_scope(model.arithmetic):
+            cache = Cache.empty(model.config, 1 << (needed - 1).bit_length(), model.arithmetic.dtype)
         feed = list(self.prompt)
         while len(self.tokens) < longest:
             last, cache = extend(model, feed, cache)

@@ -17,7 +17,9 @@ from jaxtyping import Array, Bool, Float
 from aprjax.blocks import block_format
 from aprjax.blocks.activations import QUANTIZERS
 from aprjax.blocks.dot import float_matmul, integer_matmul
-from aprjax.blocks.exact import exact_dot_f32, exact_matmul
+from aprjax.blocks.exact import exact_matmul
+from aprjax.blocks.exact_default import ProductKernel, product_kernel
+from aprjax.blocks.exact_floats import exact_dot
 from aprjax.blocks.relay import Relaid
 from aprjax.checkpoint.types import RopePairing
 from aprjax.qwen2 import engine, functional, realizar
@@ -77,7 +79,16 @@ def attention_scores(q: Array, k: Array, arithmetic: Arithmetic) -> Float[Array,
     """Scaled scores; in ggml's lanes if `Arithmetic.exact`."""
     if not (arithmetic.exact and arithmetic.emulates):
         return functional.attention_scores(q, k)
-    return straight_through(engine.attention_scores, functional.attention_scores)(q, k)
+    # ggml's float32 queries are a transposed view, which tinyBLAS leaves to `vec_dot`; float16 ones are a copy.
+    registers = _registers(q.shape[0], arithmetic) if arithmetic.kv_cache == "float16" else 4
+    kernel = partial(engine.attention_scores, registers=registers, lanes=arithmetic.lanes)
+    return straight_through(kernel, functional.attention_scores)(q, k)
+
+
+def _registers(positions: int, arithmetic: Arithmetic) -> int:
+    """Of running sums, in a product of plain floats."""
+    kernel = product_kernel("F32", rows=0, tokens=positions, available=arithmetic.kernels)
+    return kernel.registers
 
 
 def masked_softmax(
@@ -87,10 +98,11 @@ def masked_softmax(
     plain = arithmetic.softmax == "float" and arithmetic.exponential == "library"
     if plain or not arithmetic.emulates:
         return functional.masked_softmax(scores, visible)
-    exponential = engine.exponential_wide if arithmetic.exponential == "polynomial" else _library_exponential
+    polynomial = partial(engine.exponential_wide, vectors=arithmetic.vectors)
+    exponential = polynomial if arithmetic.exponential == "polynomial" else _library_exponential
     kernel = {
         "float": realizar.softmax_float,
-        "double-sum": partial(engine.softmax, exact=arithmetic.exact),
+        "double-sum": partial(engine.softmax, exact=arithmetic.exact, lanes=arithmetic.lanes),
         "sequential": realizar.softmax_sequential,
     }[arithmetic.softmax]
     return straight_through(partial(kernel, exponential=exponential), functional.masked_softmax)(scores, visible)
@@ -100,14 +112,17 @@ def weighted_values(probabilities: Array, v: Array, arithmetic: Arithmetic) -> F
     """Probabilities times values; in ggml's lanes if `Arithmetic.exact`."""
     if not (arithmetic.exact and arithmetic.emulates):
         return functional.weighted_values(probabilities, v)
-    return straight_through(engine.weighted_values, functional.weighted_values)(probabilities, v)
+    kernel = partial(
+        engine.weighted_values, registers=_registers(probabilities.shape[1], arithmetic), lanes=arithmetic.lanes
+    )
+    return straight_through(kernel, functional.weighted_values)(probabilities, v)
 
 
 def silu(x: Float[Array, "position width"], arithmetic: Arithmetic) -> Float[Array, "position width"]:
     """SiLU with the exponential of `Arithmetic.exponential`."""
     if arithmetic.exponential == "library" or not arithmetic.emulates:
         return functional.silu(x)
-    return straight_through(engine.silu, functional.silu)(x)
+    return straight_through(partial(engine.silu, vectors=arithmetic.vectors), functional.silu)(x)
 
 
 def add(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
@@ -162,31 +177,39 @@ def _through_blocks(x: Float[Array, "position in"], partner: str | int, arithmet
 _ROWS_TOGETHER = 64
 
 
-def _exact_float_matmul(weight: Relaid, x: Float[Array, "position in"]) -> Float[Array, "position out"]:
-    """`ggml_vec_dot_f32` and `…_f16`: for the latter the activations are rounded to float16, too."""
+def _exact_float_matmul(
+    weight: Relaid, x: Float[Array, "position in"], kernel: ProductKernel
+) -> Float[Array, "position out"]:
+    """`ggml_vec_dot_f32` and `…_f16`, or tinyBLAS: for float16 the activations are rounded to it, too."""
     equation = partial(float_matmul, weight.name, weight)
 
-    def kernel(x: Array) -> Array:
+    def product(x: Array) -> Array:
         left = (x.astype(jnp.float16) if weight.name == "F16" else x).astype(jnp.float32)
         rows = weight.codes[0].reshape(-1, weight.columns)[: weight.rows]
         rows = jnp.pad(rows, ((0, -weight.rows % _ROWS_TOGETHER), (0, 0)))
         pieces = rows.reshape(-1, _ROWS_TOGETHER, weight.columns)
-        products = jax.lax.map(lambda piece: exact_dot_f32(left, piece.astype(jnp.float32)), pieces)
-        return jnp.moveaxis(products, 0, 1).reshape(x.shape[0], -1)[:, : weight.rows]
 
-    return straight_through(kernel, equation)(x)
+        def multiply(piece: Array) -> Array:
+            return exact_dot("F32", left, piece.astype(jnp.float32), kernel.registers, kernel.lanes)
+
+        return jnp.moveaxis(jax.lax.map(multiply, pieces), 0, 1).reshape(x.shape[0], -1)[:, : weight.rows]
+
+    return straight_through(product, equation)(x)
 
 
 def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmetic) -> Float[Array, "position out"]:
     """`x W^T` as the arithmetic has it. Float weight types have no integer dots in any engine."""
     name = weight.name
     partner = _partner(name, weight.columns, arithmetic)
+    kernel = product_kernel(
+        name, rows=weight.rows, tokens=x.shape[0], available=arithmetic.kernels, lanes=arithmetic.lanes
+    )
     if partner is None:
         if arithmetic.exact and arithmetic.emulates and weight.name in ("F32", "F16") and weight.columns % 32 == 0:
-            return _exact_float_matmul(weight, x)
+            return _exact_float_matmul(weight, x, kernel)
         return float_matmul(name, weight, x, dtype=arithmetic.dtype)
     if arithmetic.activations == "engine" and arithmetic.matmul == "integer":
         if arithmetic.exact and arithmetic.emulates:
-            return exact_matmul(name, weight, x)
+            return exact_matmul(name, weight, x, kernel)
         return integer_matmul(name, weight, x).astype(arithmetic.dtype)
     return float_matmul(name, weight, _through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)

@@ -67,11 +67,14 @@ def run_head(head: PackedWeight, hidden: Float[Array, "position hidden"], *, ari
         return multiply(head, hidden.astype(arithmetic.dtype), arithmetic)
 
 
-def bucket(length: int) -> int:
+def bucket(length: int, *arithmetics: Arithmetic) -> int:
     """The padded length that prompts of `length` tokens share, so that near lengths don't recompile.
 
-    Powers of two up to 64, then multiples of 64: never more than a third is padding beyond 128 tokens.
+    Powers of two up to 64, then multiples of 64: never more than a third is padding beyond 128 tokens. No
+    padding where one of the arithmetics depends on the batch.
     """
+    if any(arithmetic.depends_on_batch for arithmetic in arithmetics):
+        return length
     if length <= 64:
         return max(8, 1 << (length - 1).bit_length())
     return -(-length // 64) * 64
@@ -90,13 +93,13 @@ def causal_context(config: ModelConfig, arithmetic: Arithmetic, *, length: int, 
         return Context(jnp.asarray(cos), jnp.asarray(sin), jnp.tril(jnp.ones((length, length), bool)))
 
 
-def embed_padded(checkpoint: Checkpoint, tokens: list[int]) -> np.ndarray:
+def embed_padded(checkpoint: Checkpoint, tokens: list[int], *arithmetics: Arithmetic) -> np.ndarray:
     """The embedding rows, with rows of zeros after them up to the bucket's length.
 
     Causality keeps the padding out of every real position. Zeros are safe: RMSNorm of zeros is zero.
     """
     rows = embed(checkpoint, tokens)
-    padded = np.zeros((bucket(len(tokens)), rows.shape[1]), np.float32)
+    padded = np.zeros((bucket(len(tokens), *arithmetics), rows.shape[1]), np.float32)
     padded[: len(tokens)] = rows
     return padded
 
@@ -185,7 +188,7 @@ class Qwen2:
         arithmetic, count = self.arithmetic, len(tokens)
         trace: dict[tuple[int, Stage], Array] = {}
         with precision_scope(arithmetic):
-            hidden = jnp.asarray(embed_padded(self.checkpoint, tokens)).astype(arithmetic.dtype)
+            hidden = jnp.asarray(embed_padded(self.checkpoint, tokens, arithmetic)).astype(arithmetic.dtype)
             trace[OUTSIDE, Stage.EMBEDDING] = hidden[:count]
             context = causal_context(self.config, arithmetic, length=hidden.shape[0])
             for index, layer in enumerate(self.layers):

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aprjax.blocks import FORMATS, encode
+from aprjax.blocks import FORMATS, encode, exact_pieces
 from aprjax.blocks import exact_floats as floats_module
-from aprjax.blocks import exact_pieces
 from aprjax.blocks import float_twins as floats
 from aprjax.blocks import relay as relay_module
 from aprjax.blocks.dot import float_matmul, integer_matmul
