@@ -117,7 +117,8 @@ class Attention(nnx.Module):
             attended, k, v = _attend((q, k, v), cached, arithmetic, tap)
         else:
             # Only the attention tells sequences apart: everything else is one product for all of them.
-            split = tuple(x.reshape(context.sequences, -1, *x.shape[1:]) for x in (q, k, v))
+            apart = (context.sequences, positions // context.sequences)
+            split = (q.reshape(*apart, *q.shape[1:]), k.reshape(*apart, *k.shape[1:]), v.reshape(*apart, *v.shape[1:]))
             attended, k, v = jax.vmap(partial(_attend, arithmetic=arithmetic, tap=Tap()))(split, cached)
             attended = attended.reshape(positions, -1)
         with jax.named_scope(Stage.ATTENTION):

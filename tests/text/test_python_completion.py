@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aprjax.text.python_completion import Rule, check_python, entry_point, extract_python, fenced_blocks
 
 # The shape of the program whose tree upstream's SHIP-002 evidence describes, with other words.
-SHIP_002 = '''def fib(n):
+SHIP_002 = """def fib(n):
     if n <= 0:
         return "too small"
     elif n == 1:
@@ -25,16 +25,16 @@ SHIP_002 = '''def fib(n):
         for step in range(2, n):
             x, y = y, x + y
         return y
-'''
+"""
 # What upstream's evidence says of it (evidence/ship-002-discharge-2026-05-10/ast-parse-result.json).
 UPSTREAM = {
     "ast_parse": "OK",
     "syntax_errors": 0,
     "ast_node_count": 68,
-    "node_kinds": (
-        "Add Assign BinOp Call Compare Constant Eq For FunctionDef If Load LtE Module Name Return Store Tuple "
-        "arg arguments"
-    ).split(),
+    "node_kinds": [
+        *("Add", "Assign", "BinOp", "Call", "Compare", "Constant", "Eq", "For", "FunctionDef", "If", "Load"),
+        *("LtE", "Module", "Name", "Return", "Store", "Tuple", "arg", "arguments"),
+    ],
     "function_count": 1,
     "function_names": ["fib"],
     "top_level_returns": 0,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from text.synthetic import small_vocabulary
 
 from aprjax.text import Tokenizer
 from aprjax.text.byte_alphabet import CHARACTER_OF_BYTE
 from aprjax.text.streaming import Detokenizer
+from text.synthetic import small_vocabulary
 
 TOKENIZER = Tokenizer(small_vocabulary())
 BYTE_TOKENS = [TOKENIZER.vocabulary.tokens.index(character) for character in CHARACTER_OF_BYTE]
