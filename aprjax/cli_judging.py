@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from aprjax.cli_options import (
     SIDE,
     JsonOut,
     Prompt,
+    PromptFile,
+    ReportDir,
     TokenIds,
     Wrap,
     WrapOption,
@@ -21,7 +24,7 @@ from aprjax.cli_options import (
     token_ids,
     valid_arithmetic,
 )
-from aprjax.console import progress, show
+from aprjax.console import show
 
 
 def _preset_or_auto(name: str | None) -> str | None:
@@ -40,34 +43,44 @@ def replay(
         ),
     ] = None,
     prompt: Prompt = None,
+    prompt_file: PromptFile = None,
     tokens: TokenIds = None,
     wrap: WrapOption = Wrap.NONE,
     force_file: Annotated[
         bool, typer.Option("--force-file", help="Judge by FILE although the trace is of another SHA-256.")
     ] = False,
     json_out: JsonOut = None,
+    report: ReportDir = None,
 ) -> int:
     """Find the nodes of one trace that its file does not explain, given each node's own inputs."""
-    check_prompt(prompt, None, tokens, wrap)
+    check_prompt(prompt, prompt_file, tokens, wrap)
+    from aprjax.bisect.asked import check_destinations
+    from aprjax.bisect.counted import counted_progress
     from aprjax.bisect.replay_command import render, replay_side
     from aprjax.trace.sides import NoTokens
 
-    with progress() as bar:
+    check_destinations(json_out, report)
+    with counted_progress() as bar:
         try:
-            report = replay_side(
+            found = replay_side(
                 side,
                 file,
                 arithmetic=arithmetic,
                 force_file=force_file,
                 prompt=prompt,
+                prompt_file=prompt_file,
                 tokens=token_ids(tokens),
                 times=wrap.value,
-                progress=lambda what, done, total: bar(f"{what}, {done} of {total}", done, 1),
+                progress=bar,
             )
         except NoTokens as error:
             raise typer.BadParameter(str(error)) from None
-    show(lambda console: render(report, console), report.to_json(), json_out)
-    return report.verdict.exit_code
+    show(lambda console: render(found, console), found.to_json(), json_out)
+    if report is not None:
+        from aprjax.bisect.replay_html import write_report
+
+        print(f"report: {write_report(found, report)}", file=sys.stderr)
+    return found.verdict.exit_code
 
 
 @command
@@ -76,24 +89,34 @@ def noise(
     *,
     arithmetic: Annotated[str, arithmetic_option("it")] = "llama.cpp",
     prompt: Prompt = None,
+    prompt_file: PromptFile = None,
     tokens: TokenIds = None,
     wrap: WrapOption = Wrap.NONE,
     engine: Annotated[bool, typer.Option(help="Also run llama.cpp's own variants, if the file is GGUF.")] = True,
     json_out: JsonOut = None,
+    report: ReportDir = None,
 ) -> int:
     """Measure how far a file differs from itself when only the order or precision of its sums changes."""
-    check_prompt(prompt, None, tokens, wrap)
+    check_prompt(prompt, prompt_file, tokens, wrap)
+    from aprjax.bisect.asked import check_destinations
+    from aprjax.bisect.counted import counted_progress
     from aprjax.bisect.noise_report import noise_of, render
 
-    with progress() as bar:
-        report = noise_of(
+    check_destinations(json_out, report)
+    with counted_progress() as bar:
+        found = noise_of(
             file,
             prompt=prompt,
+            prompt_file=prompt_file,
             tokens=token_ids(tokens),
             times=wrap.value,
             arithmetic=arithmetic,
             engine=engine,
-            progress=lambda what, done, total: bar(f"{what}, {done} of {total}", done, 1),
+            progress=bar,
         )
-    show(lambda console: render(report, console), report.to_json(), json_out)
+    show(lambda console: render(found, console), found.to_json(), json_out)
+    if report is not None:
+        from aprjax.bisect.noise_html import write_report
+
+        print(f"report: {write_report(found, report)}", file=sys.stderr)
     return 0

@@ -28,8 +28,8 @@ from aprjax.qwen2.generate import Cache
 from aprjax.qwen2.loading import embed
 from aprjax.qwen2.model import Qwen2, bucket, causal_context, precision_scope, run_head, run_layer, run_norm
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
-from aprjax.text import Tokenizer, wrap
 from aprjax.text.probes import PROBES
+from aprjax.text.prompt import encode_prompt, read_prompt_file
 from aprjax.trace.engine import check_tokens
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def noise_of(
     file: Path,
     *,
     prompt: str | None = None,
+    prompt_file: Path | None = None,
     tokens: list[int] | None = None,
     times: str = "none",
     arithmetic: str = "llama.cpp",
@@ -141,8 +142,10 @@ def noise_of(
     enable_compilation_cache()
     checkpoint = open_checkpoint(file)
     if tokens is None:
+        if prompt_file is not None:
+            prompt = read_prompt_file(prompt_file)
         text = PROBES[0].text if prompt is None else prompt
-        tokens = Tokenizer.from_checkpoint(checkpoint).encode(wrap(text, times))  # pyright: ignore[reportArgumentType]
+        tokens = encode_prompt(checkpoint, text, times)
     return measure_noise(checkpoint, tokens, preset(arithmetic), engine=engine, progress=progress)
 
 

@@ -13,10 +13,9 @@ from aprjax.bisect.replay_report import NodeReport, NodeVerdict, ReplayReport, p
 from aprjax.bisect.report import Verdict
 from aprjax.bisect.traced import arithmetic_of
 from aprjax.checkpoint import open_checkpoint
-from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic, preset
 from aprjax.qwen2.compilation import enable_compilation_cache
-from aprjax.text import Tokenizer, wrap
+from aprjax.text.prompt import encode_prompt, read_prompt_file
 from aprjax.trace import AnyTrace
 from aprjax.trace.sides import open_side
 
@@ -34,6 +33,7 @@ def replay_side(
     arithmetic: str | None = None,
     force_file: bool = False,
     prompt: str | None = None,
+    prompt_file: Path | None = None,
     tokens: list[int] | None = None,
     times: str = "none",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -46,11 +46,9 @@ def replay_side(
     enable_compilation_cache()
     checkpoint = open_checkpoint(file)
     opened = open_side(side, config=checkpoint.config, tokens=tokens)
-    ids = tokens
-    if prompt is not None:
-        ids = Tokenizer.from_checkpoint(checkpoint).encode(wrap(prompt, times))  # pyright: ignore[reportArgumentType]
-    if ids is not None and not ids:
-        raise CheckpointError("the prompt has no tokens", file=file, fix="give a prompt that is not empty")
+    if prompt_file is not None:
+        prompt = read_prompt_file(prompt_file)
+    ids = tokens if prompt is None else encode_prompt(checkpoint, prompt, times)
     with ExitStack() as stack:
         trace = live_trace(opened, ids, stack)
         return replay(trace, checkpoint, _arithmetics(arithmetic, trace), force_file=force_file, progress=progress)

@@ -46,11 +46,12 @@ def test_no_change_is_no_noise_and_a_change_is_measured(file: Checkpoint) -> Non
 
 
 def test_the_command_reports_every_change(
-    file: Checkpoint, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    file: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("APRJAX_COMPILATION_CACHE", "off")
     ids = ",".join(map(str, TOKENS))
-    assert main(["noise", str(file.path), "--tokens", ids, "--arithmetic", "float32", "--json", "-"]) == 0
+    outputs = ["--json", "-", "--report", str(tmp_path / "page")]
+    assert main(["noise", str(file.path), "--tokens", ids, "--arithmetic", "float32", *outputs]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == SCHEMA
     assert [change["name"] for change in document["changes"]] == [
@@ -58,6 +59,10 @@ def test_the_command_reports_every_change(
         "float64 sums",
         "float16 KV cache",
     ]
+    assert json.loads((tmp_path / "page" / "noise.json").read_text()) == document
+    assert (tmp_path / "page" / "noise.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert all(change["name"] in page for change in document["changes"])
     half = document["changes"][2]["stages"]["attention"]["max"]
     # Unit roundoff of float16 is 4.9e-4; of float32, 6e-8.
     assert 1e-5 < half < 1e-2

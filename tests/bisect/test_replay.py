@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,14 +309,24 @@ def test_the_command(
     saved = tmp_path / "faulty.safetensors"
     save(faulty_trace(file, LLAMA, {(0, Stage.FFN_SILU): rectified}), saved)
     target = tmp_path / "report.json"
-    assert main(["replay", str(saved), "--file", str(file.path), "--json", str(target)]) == 1
+    folder = tmp_path / "page"
+    outputs = ["--json", str(target), "--report", str(folder)]
+    assert main(["replay", str(saved), "--file", str(file.path), *outputs]) == 1
     document = json.loads(target.read_text())
+    assert {path.name for path in folder.iterdir()} == {"index.html", "replay.json", "replay.png"}
+    assert json.loads((folder / "replay.json").read_text()) == document
+    assert (folder / "replay.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert "layer 0, ffn_silu" in page
+    assert "data:image/png;base64," in page
+    assert not re.search(r'(src|href)="(?!data:)', page), "a page that needs other files"
     assert [(n["layer"], n["stage"]) for n in document["unexplained"]] == [(0, "ffn_silu")]
     assert document["arithmetics"] == ["llama.cpp"]
     assert "layer 0, ffn_silu" in capsys.readouterr().out
     assert main(["replay", str(saved), "--file", str(tmp_path / "none.gguf")]) == 4
     assert main(["replay", str(saved), "--file", str(file.path), "--arithmetic", "abacus"]) == 2
     assert main(["replay", str(saved), "--file", str(file.path), "--tokens", "1,2"]) == 4
+    assert main(["replay", str(saved), "--file", str(file.path), "--report", str(saved)]) == 4
     assert main(["replay", str(file.path), "--file", str(file.path)]) == 2
     assert "--prompt" in capsys.readouterr().err
 
