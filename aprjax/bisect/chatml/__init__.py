@@ -1,0 +1,1 @@
+"""Why does a ChatML prompt go bad? The factorial over sides, wraps, stop tokens and arithmetics."""
