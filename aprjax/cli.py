@@ -11,11 +11,12 @@ from __future__ import annotations
 from aprjax import cli_layers
 from aprjax import cli_judging
 from aprjax import cli_files
+from aprjax import cli_tokens
 from aprjax import cli_run
 
 # isort: on
 from aprjax.cli_app import INTERNAL_ERROR, INTERRUPTED, READER_GONE, UNREADABLE, app, main
 
-COMMANDS = (cli_layers, cli_judging, cli_files, cli_run)
+COMMANDS = (cli_layers, cli_judging, cli_files, cli_tokens, cli_run)
 
 __all__ = ["COMMANDS", "INTERNAL_ERROR", "INTERRUPTED", "READER_GONE", "UNREADABLE", "app", "main"]

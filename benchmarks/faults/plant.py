@@ -5,7 +5,8 @@
 
 The output differs from the input by that fault alone; checksums are renewed. On stdout, one JSON object says what was
 changed, and either the layer and stage at which the two models must first part (`expected.layer`, `expected.stage`;
-layer -1 for embedding, final_norm and lm_head) or the id of the finding that a reader must make (`expected.finding`).
+layer -1 for embedding, final_norm and lm_head), the id of the finding that a reader must make (`expected.finding`), or
+the cause that `bisect tokens` must name (`expected.cause`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from container import GGUF_GLOBALS, AprFile, Computed, PlantError, Tensor
+from planted import Planted, Request
+from text_faults import TEXT_FAULTS
 
 # Where a tensor is used: the design's stage names.
 STAGES = {
@@ -47,31 +49,6 @@ GLOBAL_STAGES = {
 # Byte of a block's float16 scale `d`, and the block's size (kernels.md, block layouts).
 SCALE_PLACE = {"Q4_K": (0, 144), "Q6_K": (208, 210)}
 FLOAT_TYPES = {"F32": "<f4", "F16": "<f2"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for; `layer`, `tensor` and `token` may be None for the fault's default."""
-
-    layer: int | None = None
-    tensor: str | None = None
-    token: str | None = None
-
-
-@dataclass(frozen=True)
-class Planted:
-    """What was changed, and where it must show."""
-
-    detail: str
-    tensors: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    layer: int | None = None
-    stage: str | None = None
-    finding: str | None = None
-
-    def expected(self) -> dict[str, Any]:
-        """The site or the finding, as printed."""
-        return {"finding": self.finding} if self.finding else {"layer": self.layer, "stage": self.stage}
 
 
 def site_of(name: str) -> tuple[int, str]:
@@ -258,6 +235,7 @@ FAULTS: dict[str, Callable[[AprFile, Request], Planted]] = {
     "norm-scaled": scale_norm,
     "tensor-missing": missing_tensor,
     "header-crc": header_crc,
+    **TEXT_FAULTS,
 }
 
 
