@@ -189,7 +189,8 @@ class _Asked:
         """The model chooses all of the reference's tokens, and stops where its own file says so."""
         tokens, stop = theirs.tokens, theirs.stop
         if not self._ignore_stop:
-            ends = next((step for step, token in enumerate(tokens) if token in self._model.stop_ids), None)
+            stop_ids = self._model.stop_ids
+            ends = next((step for step, token in enumerate(tokens) if token in stop_ids), None)
             if ends is not None:
                 tokens, stop = tokens[: ends + 1], Stop.TOKEN
             elif stop is Stop.TOKEN:

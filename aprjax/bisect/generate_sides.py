@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ from aprjax.bisect.lockstep import LOGIT_ROWS
 from aprjax.bisect.report import SideInfo
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic
-from aprjax.qwen2.generate import Cache, extend, extend_hidden
+from aprjax.qwen2.generate import Cache, extend, extend_hidden, room_after
 from aprjax.qwen2.model import Qwen2, bucket, precision_scope, run_head, run_norm
 from aprjax.text import Tokenizer
 from aprjax.trace.engine import check_tokens
@@ -91,7 +90,7 @@ class LocalGenerator:
     @property
     def batching_rounds(self) -> bool:
         """Exact sums are those of one order, however many tokens are fed; others are as the compiler fuses them."""
-        return not self.arithmetic.exact
+        return _batching_rounds(self.arithmetic)
 
     @property
     def info(self) -> SideInfo:
@@ -110,7 +109,7 @@ class LocalGenerator:
             self._model = Qwen2(self.checkpoint, self.arithmetic)
         return self._model
 
-    @cached_property
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Where this file ends an answer."""
         return _stop_ids(self.checkpoint)
@@ -127,6 +126,7 @@ class LocalGenerator:
         tokens: list[int] = []
         rows: list[tuple[np.ndarray, np.ndarray, bool]] = []
         passes, stop = Passes(), Stop.BUDGET
+        ends = frozenset() if ignore_stop else self.stop_ids
         while len(tokens) < max_new_tokens:
             self.progress("decoding", len(tokens), max_new_tokens)
             start = time.perf_counter()
@@ -136,7 +136,7 @@ class LocalGenerator:
             passes += Passes(int(not single), int(single), len(feed), time.perf_counter() - start)
             feed = [int(rows[-1][0][0])]
             tokens += feed
-            if not ignore_stop and feed[0] in self.stop_ids:
+            if feed[0] in ends:
                 stop = Stop.TOKEN
                 break
         self._fed, self._cache = [*prompt, *tokens[:-1]], cache
@@ -167,7 +167,7 @@ class LocalGenerator:
             part = given[begin : begin + LOGIT_ROWS]
             first = len(prompt) - 1 + begin
             # Padded to a bucket, so that continuations of about one length share a compiled program.
-            padded = np.zeros((bucket(len(part)), hidden.shape[1]), hidden.dtype)
+            padded = np.zeros((bucket(len(part), arithmetic), hidden.shape[1]), hidden.dtype)
             padded[: len(part)] = np.asarray(hidden[first : first + len(part)])
             with precision_scope(arithmetic):
                 normed = run_norm(model.norm, padded, arithmetic=arithmetic)
@@ -187,12 +187,14 @@ class LocalGenerator:
         if cache is not None and same > 0:
             capacity = cache.keys[0].shape[0]
             rest = len(tokens) - same
-            if same + (1 if rest == 1 else bucket(rest)) <= capacity and len(tokens) + room <= capacity:
+            padded = 1 if rest == 1 else bucket(rest, self.arithmetic)
+            if max(same + padded, len(tokens) + room) <= capacity:
                 return tokens[same:], replace(cache, length=same)
         # A power of two, so that prompts and budgets of similar size share compiled programs.
-        needed = bucket(len(tokens)) + room
+        needed = bucket(len(tokens), self.arithmetic) + room
         capacity = 1 << (needed - 1).bit_length()
-        return tokens, Cache.empty(self.checkpoint.config, capacity, self.arithmetic.dtype)
+        with precision_scope(self.arithmetic):
+            return tokens, Cache.empty(self.checkpoint.config, capacity, self.arithmetic.dtype)
 
 
 @dataclass
@@ -215,10 +217,10 @@ class LlamaGenerator:
 
     @property
     def batching_rounds(self) -> bool:
-        """The plain build's rows do not depend on how many there are; tiles and other kernels' do."""
-        return not self.arithmetic.exact
+        """The plain build's rows do not depend on how many there are; those of tiles and other kernels do."""
+        return self.options.tiled or self.options.repack or self.options.flash_attention
 
-    @cached_property
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Where llama.cpp ends an answer with this file: `Tokenizer.stop_ids` are `llama_vocab_is_eog`'s."""
         return _stop_ids(self.checkpoint)
@@ -257,6 +259,10 @@ class LlamaGenerator:
         return done.runs[0]
 
 
+def _batching_rounds(arithmetic: Arithmetic) -> bool:
+    return not arithmetic.exact or arithmetic.depends_on_batch
+
+
 def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
     """The file's stop tokens; none without a vocabulary."""
     vocabulary = checkpoint.vocabulary
@@ -271,17 +277,12 @@ def require_room(checkpoint: Checkpoint, prompt: tuple[int, ...], max_new_tokens
     Raises:
         CheckpointError: there is no prompt, or they do not fit.
     """
+    room = room_after(checkpoint, len(prompt))
     check_tokens(checkpoint, list(prompt))
-    context, count = checkpoint.config.max_position_embeddings, len(prompt)
-    if count >= context:
+    if max_new_tokens > room:
         raise CheckpointError(
-            f"the prompt has {count} tokens, and the model's context holds {context}",
+            f"{len(prompt)} prompt tokens and {max_new_tokens} new ones exceed the context's {len(prompt) + room} "
+            "(max_position_embeddings)",
             file=checkpoint.path,
-            fix="shorten the prompt",
-        )
-    if count + max_new_tokens > context:
-        raise CheckpointError(
-            f"{count} prompt tokens and {max_new_tokens} new ones exceed the model's context of {context}",
-            file=checkpoint.path,
-            fix=f"ask for --max-new-tokens {context - count} or fewer",
+            fix=f"ask for --max-new-tokens {room} or fewer",
         )
