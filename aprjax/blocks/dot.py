@@ -14,6 +14,8 @@ n * max|code * group_scale| * 127 < 2^24:
 
 Pieces of one block are added as int32. Where the products fit eight bits the dot runs on bfloat16 inputs (also
 exact, twice as fast with AVX512-BF16 and made for GPUs), otherwise on float32 at HIGHEST precision (no TF32).
+For many tokens Q5_K and Q6_K, whose pieces are short, instead split `code * scale` into 64 * high + low, both
+exact in bfloat16: |high| <= 64 and low <= 63 sum exactly over all 256.
 Minimums are dotted with the activations' group sums in the same way. Only the outer scales and the sum over
 blocks are float32 arithmetic, re-associated with respect to ggml.
 
@@ -33,12 +35,17 @@ from jax import lax
 from aprjax.blocks.activations import QUANTIZERS
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, check_relayable, chunk_layout, join_planes, relay_traced
+from aprjax.blocks.units import fast_bfloat16
 
 # Largest magnitude of a group scale: 4 unsigned bits (Q2_K), 6 signed (Q3_K), 6 unsigned, int8 (Q6_K).
 _LARGEST_GROUP_SCALE = {"Q2_K": 15, "Q3_K": 32, "Q4_K": 63, "Q5_K": 63, "Q6_K": 128}
 _LARGEST_ACTIVATION = 127
 # bfloat16 has 8 significant bits: all integers up to 2^8 are exact.
 _EXACT_IN_BFLOAT16 = 256
+# Splitting costs two passes over the weights, which many tokens share, and saves sums of many pieces.
+_LEAST_TOKENS_TO_SPLIT = 64
+_LEAST_PIECES_TO_SPLIT = 4
+_LOW_BITS = 6
 
 
 def largest_product(name: str) -> int:
@@ -110,13 +117,16 @@ def _block_integers(chunk: Relaid, codes: Any, group_scales: Any, activations: A
     The only rounding is that of an integer above 2^24 to float32, as ggml's conversion of its int32 lanes.
     """
     weights = join_planes(codes, CODE_WIDTHS[chunk.name])
+    tokens, size = activations.shape
+    piece = exact_piece(chunk.name)
+    if tokens >= _LEAST_TOKENS_TO_SPLIT and size // piece >= _LEAST_PIECES_TO_SPLIT and fast_bfloat16():
+        return _split_integers(weights, group_scales, activations.astype(jnp.bfloat16))
     dtype = jnp.bfloat16 if largest_product(chunk.name) <= _EXACT_IN_BFLOAT16 else jnp.float32
     weights = weights.astype(dtype)
     if group_scales is not None:
         grouped = weights.reshape(group_scales.shape[0], -1, weights.shape[-1])
         weights = (grouped * group_scales.astype(dtype)[:, None]).reshape(weights.shape)
     activations = activations.astype(dtype)
-    piece = exact_piece(chunk.name)
     starts = range(0, weights.shape[0], piece)
     sums = [_dot(activations[:, start : start + piece], weights[start : start + piece]) for start in starts]
     if len(sums) == 1:
@@ -125,6 +135,15 @@ def _block_integers(chunk: Relaid, codes: Any, group_scales: Any, activations: A
     for part in sums:
         total = total + part.astype(jnp.int32)
     return total.astype(jnp.float32)
+
+
+def _split_integers(codes: Any, group_scales: Any, activations: Any) -> Any:
+    """`_block_integers` by two bfloat16 dots, with what `code * scale` has above 64 and below."""
+    grouped = codes.astype(jnp.int16).reshape(group_scales.shape[0], -1, codes.shape[-1])
+    weights = (grouped * group_scales.astype(jnp.int16)[:, None]).reshape(codes.shape)
+    high, low = weights >> _LOW_BITS, weights & ((1 << _LOW_BITS) - 1)
+    above, below = (_dot(activations, part.astype(jnp.bfloat16)).astype(jnp.int32) for part in (high, low))
+    return ((above << _LOW_BITS) + below).astype(jnp.float32)
 
 
 # Blocks are summed in runs of at most this many, then the runs: over the 280 blocks of a width of

@@ -19,9 +19,10 @@ import numpy as np
 from aprjax.blocks.fields import Fields
 from aprjax.blocks.registry import BlockFormat, block_format
 
-# Rows are computed on in chunks of at most this many elements: 64 MiB decoded to float32, so that the
-# 151,936-row head needs no more working memory than a feed-forward matrix.
+# Rows are computed on in chunks of at most this many elements: 64 MiB decoded to float32.
 CHUNK_ELEMENTS = 1 << 24
+# A chunk's sums stay in a second-level cache: 2 MiB for 256 tokens, and every block of a row reads and writes them.
+CHUNK_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ class Relaid:
 
 
 def chunk_layout(rows: int, columns: int) -> tuple[int, int]:
-    """Number of chunks and rows per chunk: at most `CHUNK_ELEMENTS` each, equal if a divisor is near."""
-    least = max(1, -(-rows * columns // CHUNK_ELEMENTS))
+    """Number of chunks and rows per chunk: at most `CHUNK_ELEMENTS` and `CHUNK_ROWS`, equal if a divisor is near."""
+    least = max(1, -(-rows * columns // CHUNK_ELEMENTS), -(-rows // CHUNK_ROWS))
     for chunks in range(least, 2 * least):
         if rows % chunks == 0:
             return chunks, rows // chunks

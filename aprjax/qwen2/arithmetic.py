@@ -27,8 +27,8 @@ class Arithmetic:
     """An engine's way of computing a Qwen2.
 
     With `dtype` float64 only `matmul`, `activations`, `kv_cache` and `rope` are read: the same real
-    numbers, and none of an engine's rounding. With float32 elementwise choices (norm's scale, rotation,
-    exponential) hold to the bit; sums are re-associated unless `exact` says otherwise.
+    numbers, and none of an engine's rounding. With float32 norm's scale and rotation hold to the bit; sums are
+    re-associated and the polynomial is rounded as it is compiled, unless `exact` says otherwise.
 
     Attributes:
         name: the preset's name, as it appears in reports.

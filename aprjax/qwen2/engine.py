@@ -2,8 +2,8 @@
 
 ggml functions: `ggml_compute_forward_rms_norm`, `…_rope` (NEOX and NORM), `…_soft_max`, `ggml_v_expf`,
 `ggml_vec_swiglu_f32`, `ggml_vec_dot_f32` (kernels.md sections 3.2 and 4). tests/qwen2/twins.py specifies each in
-NumPy. Elementwise results are the engine's to the bit; sums are where `exact` says so, and otherwise
-re-associated. Matrix products with weights are in `aprjax.blocks`.
+NumPy. Results are the engine's to the bit where `exact` says so. Otherwise sums are re-associated, and the
+exponential is the engine's polynomial as XLA compiles it. Matrix products with weights are in `aprjax.blocks`.
 """
 
 from __future__ import annotations
@@ -88,6 +88,27 @@ def exponential_wide(x: Any, vectors: Vectors = "avx2") -> Any:
         return jnp.where(distance > 192, limit, rounded_with_subnormals(scaled))
 
 
+def exponential(x: Any) -> Any:
+    """`ggml_v_expf`'s polynomial in float32, rounded as the compiler has it; subnormal results may be zero."""
+    # Beyond 104 the result is 0 or infinity, and up to 174 both halves of the power of two are normal numbers.
+    x = jnp.clip(x, -128, 128)
+    exponent = jnp.round(x * _single("0x1.715476p0"))
+    # The first constant has so few bits that its product is exact: this needs no fused multiply-add.
+    b = (x - exponent * _single("0x1.62e4p-1")) - exponent * _single("0x1.7f7d1cp-20")
+    outer = _single("0x1.0e4020p-7") * b + _single("0x1.573e2ep-5")
+    inner = _single("0x1.555e66p-3") * b + _single("0x1.fffdb6p-2")
+    power = 1 + ((outer * (b * b) + inner) * (b * b) + _single("0x1.ffffecp-1") * b)
+    whole = exponent.astype(jnp.int32)
+    half = whole >> 1
+    for part in (half, whole - half):
+        power = power * lax.bitcast_convert_type((part + 127) << 23, jnp.float32)
+    return power
+
+
+def _single(digits: str) -> np.float32:
+    return np.float32(float.fromhex(digits))
+
+
 def _hex(digits: str) -> Any:
     return jnp.float64(float.fromhex(digits))
 
@@ -107,12 +128,27 @@ def silu(x: Float[Array, "position width"], vectors: Vectors = "avx2") -> Float[
         return x / narrow(1.0 + exponential_wide(wide(-x), vectors))
 
 
+def silu_compiled(x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+    """`silu` by `exponential`."""
+    return x / (1 + exponential(-x))
+
+
+def softmax_compiled(
+    scores: Float[Array, "head position key"], visible: Bool[Array, "position key"], exponential: Any
+) -> Float[Array, "head position key"]:
+    """`softmax` with sums in any order; `exponential` takes and gives float32."""
+    hidden = jnp.where(visible[None], scores, -jnp.inf)
+    exponentials = exponential(hidden - jnp.max(hidden, axis=-1, keepdims=True))
+    with jax.enable_x64(True):
+        total = jnp.sum(wide(exponentials), axis=-1, keepdims=True)
+        return exponentials * narrow(jnp.float64(1) / total)
+
+
 def softmax(
     scores: Float[Array, "head position key"],
     visible: Bool[Array, "position key"],
     exponential: Any,
     *,
-    exact: bool,
     lanes: int = LANES,
 ) -> Float[Array, "head position key"]:
     """Double sum of the float32 sums of 8 or 16 neighbours; `exponential` takes and gives wide values (`rounding`)."""
@@ -123,11 +159,8 @@ def softmax(
         exponentials = jnp.where(visible, exponential(rounded(odd_sum(wide(scores), -wide(largest)))), jnp.float64(0))
         vectors = padded(narrow(exponentials), lanes)
         sums = wide(add_halves(vectors.reshape(*vectors.shape[:-1], -1, lanes)))
-        if exact:
-            by_vector = jnp.moveaxis(sums, -1, 0)
-            total = lax.scan(lambda sum_, part: (sum_ + part, None), jnp.zeros_like(by_vector[0]), by_vector)[0]
-        else:
-            total = jnp.sum(sums, axis=-1)
+        by_vector = jnp.moveaxis(sums, -1, 0)
+        total = lax.scan(lambda sum_, part: (sum_ + part, None), jnp.zeros_like(by_vector[0]), by_vector)[0]
         inverse = narrow(jnp.float64(1) / total)[..., None]
         return narrow(exponentials * wide(inverse))
 

@@ -98,13 +98,17 @@ def masked_softmax(
     plain = arithmetic.softmax == "float" and arithmetic.exponential == "library"
     if plain or not arithmetic.emulates:
         return functional.masked_softmax(scores, visible)
-    polynomial = partial(engine.exponential_wide, vectors=arithmetic.vectors)
-    exponential = polynomial if arithmetic.exponential == "polynomial" else _library_exponential
-    kernel = {
-        "float": realizar.softmax_float,
-        "double-sum": partial(engine.softmax, exact=arithmetic.exact, lanes=arithmetic.lanes),
-        "sequential": realizar.softmax_sequential,
-    }[arithmetic.softmax]
+    polynomial = arithmetic.exponential == "polynomial"
+    if arithmetic.softmax == "double-sum" and not arithmetic.exact:
+        kernel, exponential = engine.softmax_compiled, engine.exponential if polynomial else jnp.exp
+    else:
+        kernel = {
+            "float": realizar.softmax_float,
+            "double-sum": partial(engine.softmax, lanes=arithmetic.lanes),
+            "sequential": realizar.softmax_sequential,
+        }[arithmetic.softmax]
+        bitwise = partial(engine.exponential_wide, vectors=arithmetic.vectors)
+        exponential = bitwise if polynomial else _library_exponential
     return straight_through(partial(kernel, exponential=exponential), functional.masked_softmax)(scores, visible)
 
 
@@ -122,7 +126,8 @@ def silu(x: Float[Array, "position width"], arithmetic: Arithmetic) -> Float[Arr
     """SiLU with the exponential of `Arithmetic.exponential`."""
     if arithmetic.exponential == "library" or not arithmetic.emulates:
         return functional.silu(x)
-    return straight_through(partial(engine.silu, vectors=arithmetic.vectors), functional.silu)(x)
+    kernel = partial(engine.silu, vectors=arithmetic.vectors) if arithmetic.exact else engine.silu_compiled
+    return straight_through(kernel, functional.silu)(x)
 
 
 def add(a: Array, b: Array, arithmetic: Arithmetic) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aprjax.blocks import FORMATS, encode
+from aprjax.blocks import dot as dot_module
 from aprjax.blocks import relay as relay_module
 from aprjax.blocks.activations import QUANTIZERS
 from aprjax.blocks.dot import decode_relaid, exact_piece, float_matmul, integer_matmul, largest_product
@@ -83,6 +84,24 @@ def test_integer_parts_are_exact_at_the_extremes(name):
     # Integer part and minimum part are each rounded to float32 (half an ulp), then subtracted (half an ulp).
     largest = blocks.block_size * largest_product(name) * 127 + 256 * 63 * 127
     assert np.abs(found - expected).max() <= 1.5 * np.spacing(np.float32(largest))
+
+
+@pytest.mark.parametrize("name", ["Q5_K", "Q6_K"])
+def test_splitting_products_in_two_changes_no_bit(name, monkeypatch):
+    """Extreme and random codes and scales, activations all at the extreme and random ones, for 64 tokens."""
+    packed = random_blocks(name, (4, 2), RNG(12))
+    packed[0], packed[1] = 0xFF, 0x80
+    first, end = SCALE_BYTES.get(name, (0, 2))
+    packed[..., first:end] = np.ones((end - first) // 2, "<f2").view(np.uint8)
+    x = RNG(13).integers(-127, 128, (64, 512)).astype(np.float32)
+    x[0], x[1, :], x[1, 0] = 127.0, -127.0, 127.0
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr(dot_module, "fast_bfloat16", lambda fast=fast: fast)
+        run = jax.jit(lambda weights, x: integer_matmul(name, weights, x))
+        found.append(np.asarray(run(relay(name, packed), x)))
+        assert ("bf16" in str(jax.make_jaxpr(run)(relay(name, packed), x))) == fast
+    np.testing.assert_array_equal(bits(found[0]), bits(found[1]))
 
 
 @pytest.mark.llama_cpp

@@ -64,7 +64,7 @@ def program(operation: str, arithmetic: Arithmetic) -> str:
         ("activations", "realizar", QUANTIZED),
         ("activations", "per 32", QUANTIZED),
         ("activations", "per 256", QUANTIZED),
-        ("exact", True, SUMS | QUANTIZED | {"F32", "add", "multiply"}),
+        ("exact", True, SUMS | QUANTIZED | {"F32", "silu", "add", "multiply"}),
         ("rope", "powf", set()),  # read when the tables are made: test_rope.py
         ("kv_cache", "float16", set()),  # read where keys and values are stored: test_exact.py
         ("name", "another", set()),
