@@ -1,0 +1,66 @@
+"""The commands that prove a cause by putting values in: `locate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aprjax.cli_app import command
+from aprjax.cli_options import (
+    BothArithmetic,
+    JsonOut,
+    Model,
+    ModelArithmetic,
+    Positions,
+    Prompt,
+    PromptFile,
+    Ref,
+    RefArithmetic,
+    TokenIds,
+    Wrap,
+    WrapOption,
+    check_arithmetic,
+    check_prompt,
+    token_ids,
+)
+from aprjax.console import show
+
+
+@command
+def locate(
+    *,
+    model: Model,
+    ref: Ref,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    tokens: TokenIds = None,
+    wrap: WrapOption = Wrap.NONE,
+    arithmetic: BothArithmetic = None,
+    model_arithmetic: ModelArithmetic = None,
+    ref_arithmetic: RefArithmetic = None,
+    positions: Positions = "last",
+    runs: Annotated[bool, typer.Option("--runs", help="Show every run that was made.")] = False,
+    json_out: JsonOut = None,
+) -> int:
+    """Find the places that cause a drift, by putting the reference's values into the model and the reverse."""
+    check_prompt(prompt, prompt_file, tokens, wrap)
+    check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
+    from aprjax.bisect.locate_command import locate_sides
+    from aprjax.bisect.render_locate import render
+
+    report = locate_sides(
+        model,
+        ref,
+        prompt=prompt,
+        prompt_file=prompt_file,
+        tokens=token_ids(tokens),
+        wrap=wrap.value,
+        arithmetic=arithmetic,
+        model_arithmetic=model_arithmetic,
+        ref_arithmetic=ref_arithmetic,
+        positions=positions,
+        json_out=json_out,
+    )
+    show(lambda console: render(report, console, every_run=runs), report.to_json(), json_out)
+    return report.verdict.exit_code
