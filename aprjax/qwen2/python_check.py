@@ -77,7 +77,7 @@ def write_check(folder: Path, report: RunReport, checked: Checked) -> list[Path]
         CheckpointError: they cannot be written.
     """
     make_folder(folder)
-    output = ["=== APR Run ===", "", f"Source: {report.file}", f"SHA-256: {report.sha256}", *run_lines(report), ""]
+    output = ["=== aprjax run ===", "", f"Source: {report.file}", f"SHA-256: {report.sha256}", *run_lines(report), ""]
     output += ["Output:", report.text or ""]
     output += ["", f"Completed in {report.prefill_seconds + report.generation_seconds:.2f}s", ""]
     files = {
