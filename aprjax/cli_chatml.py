@@ -22,7 +22,7 @@ from aprjax.cli_options import (
 )
 from aprjax.console import show
 
-# The budget of `apr run` and of upstream's prompt-sensitivity tests (contracts.md sections 1.3 and 8).
+# As `aprjax.bisect.chatml.command` has it, which only the command imports.
 _BUDGET = 32
 
 
@@ -92,10 +92,11 @@ def chatml(
     """
     check_prompt(prompt, prompt_file, None, Wrap.NONE)
     from aprjax.bisect.asked import check_destinations
-    from aprjax.bisect.chatml.command import AsRun, run_chatml
+    from aprjax.bisect.chatml.command import Asked, AsRun, run_chatml
     from aprjax.bisect.chatml.prompts import UPSTREAM_PROMPTS, chosen_prompts, own_prompt
     from aprjax.bisect.chatml.render import render
     from aprjax.bisect.counted import counted_progress
+    from aprjax.checkpoint import open_checkpoint
     from aprjax.checkpoint.fetch import cache_folder
     from aprjax.text.prompt import read_prompt_file
 
@@ -113,17 +114,13 @@ def chatml(
         _pair("arithmetic", model_arithmetic, ref_arithmetic, listed[0]),
         cast("tuple[StopChoice, StopChoice] | None", _pair("stop", model_stop, ref_stop, "on")),
     )
+    asked = Asked(chosen, wrapped, tuple(dict.fromkeys(listed)), max_new_tokens, as_run, noise)
     with counted_progress() as bar:
         found = run_chatml(
-            model,
-            ref,
-            prompts=chosen,
-            wraps=wrapped,
-            arithmetics=tuple(dict.fromkeys(listed)),
-            max_new_tokens=max_new_tokens,
-            as_run=as_run,
+            open_checkpoint(model),
+            open_checkpoint(ref),
+            asked,
             state=(state or cache_folder() / "chatml") if keep else None,
-            noise=noise,
             progress=bar,
         )
     document = found.to_json()

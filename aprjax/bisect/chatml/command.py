@@ -15,14 +15,18 @@ from aprjax.bisect.chatml.judged import judge_cells
 from aprjax.bisect.chatml.measure import measure
 from aprjax.bisect.chatml.noise import measure_noise
 from aprjax.bisect.chatml.partings import pairings
-from aprjax.bisect.chatml.prompts import ChatPrompt
+from aprjax.bisect.chatml.prompts import UPSTREAM_PROMPTS, WRAPS, ChatPrompt
 from aprjax.bisect.chatml.report import ChatmlReport
 from aprjax.bisect.chatml.store import Store
 from aprjax.bisect.report import SidedFinding
-from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2.compilation import enable_compilation_cache
 
 Progress = Callable[[str, int, int], None]
+
+ARITHMETICS = ("float32", "llama.cpp", "realizar")
+# The budget of `apr run` and of upstream's prompt-sensitivity tests (contracts.md sections 1.3 and 8).
+BUDGET = 32
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,33 @@ class AsRun:
         return {name: pair for name, pair in given.items() if pair is not None}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a factorial is asked.
+
+    Attributes:
+        prompts: with different names.
+        wraps: of none, once, twice.
+        arithmetics: presets' names; the first one's continuations are the others' drafts.
+        max_new_tokens: tokens of every continuation.
+        as_run: where the sides ran unlike each other.
+        noise: measure the noise floor where a token flips.
+    """
+
+    prompts: Sequence[ChatPrompt] = UPSTREAM_PROMPTS
+    wraps: Sequence[str] = WRAPS
+    arithmetics: Sequence[str] = ARITHMETICS
+    max_new_tokens: int = BUDGET
+    as_run: AsRun = AsRun()
+    noise: bool = True
+
+
 def run_chatml(
-    model: str | Path,
-    ref: str | Path,
+    model: Checkpoint,
+    ref: Checkpoint,
+    asked: Asked,
     *,
-    prompts: Sequence[ChatPrompt],
-    wraps: Sequence[str],
-    arithmetics: Sequence[str],
-    max_new_tokens: int,
-    as_run: AsRun | None = None,
     state: Path | None = None,
-    noise: bool = True,
     progress: Progress = lambda what, done, total: None,
 ) -> ChatmlReport:
     """Runs the factorial on two files, and judges it.
@@ -57,13 +77,8 @@ def run_chatml(
     Args:
         model: the file to judge.
         ref: the file to judge it by.
-        prompts: with different names.
-        wraps: of none, once, twice.
-        arithmetics: presets' names.
-        max_new_tokens: tokens of every continuation.
-        as_run: where the sides ran unlike each other.
+        asked: what to run.
         state: folder of finished runs; None to keep none.
-        noise: measure the noise floor where a token flips.
         progress: told what is going on, and how many runs of how many are done.
 
     Raises:
@@ -74,15 +89,14 @@ def run_chatml(
 
     begun = time.perf_counter()
     enable_compilation_cache()
-    as_run = as_run or AsRun()
-    ours, theirs = open_checkpoint(model), open_checkpoint(ref)
+    as_run = asked.as_run
     factorial, texts = measure(
-        ours,
-        theirs,
-        prompts=prompts,
-        wraps=tuple(dict.fromkeys((*wraps, *(as_run.wraps or ())))),
-        arithmetics=tuple(dict.fromkeys((*arithmetics, *(as_run.arithmetics or ())))),
-        max_new_tokens=max_new_tokens,
+        model,
+        ref,
+        prompts=asked.prompts,
+        wraps=tuple(dict.fromkeys((*asked.wraps, *(as_run.wraps or ())))),
+        arithmetics=tuple(dict.fromkeys((*asked.arithmetics, *(as_run.arithmetics or ())))),
+        max_new_tokens=asked.max_new_tokens,
         store=Store.at(state),
         backend=this_platform(),
         versions={"aprjax": __version__},
@@ -90,8 +104,8 @@ def run_chatml(
     )
     comparisons = pairings(factorial, wraps=as_run.wraps, arithmetics=as_run.arithmetics, stops=as_run.stops)
     causes = find_causes(factorial, comparisons)
-    if noise and causes.partings:
-        factorial = replace(factorial, noise=measure_noise(factorial, causes.partings, ours, theirs, progress))
+    if asked.noise and causes.partings:
+        factorial = replace(factorial, noise=measure_noise(factorial, causes.partings, model, ref, progress))
         causes = find_causes(factorial, comparisons)
     cells = judge_cells(
         factorial,
@@ -106,7 +120,7 @@ def run_chatml(
         cells=cells,
         causes=causes,
         claims=judge_claims(factorial, cells, causes),
-        findings=_findings(factorial, texts, prompts),
+        findings=_findings(factorial, texts, asked.prompts),
         asked=as_run.asked(),
         seconds=time.perf_counter() - begun,
     )

@@ -21,6 +21,9 @@ from aprjax.qwen2.batch import generate_batch
 from aprjax.qwen2.loading import embed
 from aprjax.qwen2.model import Qwen2, bucket, causal_context, precision_scope, run_head, run_layer, run_norm
 
+# What shorter passes are padded to: with upstream's budget of 32 tokens its prompts, raw and wrapped, then share
+# one compiled program for each arithmetic.
+_SHORTEST_PASS = 64
 # Positions of one pass through the head: their logits take 39 MB with Qwen2's vocabulary.
 _HEAD_ROWS = 64
 
@@ -102,7 +105,7 @@ def _check(model: Qwen2, prompt: tuple[int, ...], continuation: tuple[int, ...])
     arithmetic, config = model.arithmetic, model.config
     fed = [*prompt, *continuation[:-1]]
     # One length for every continuation of this prompt: the same program, and the same rounding.
-    length = bucket(len(prompt) + len(continuation))
+    length = bucket(max(_SHORTEST_PASS, len(prompt) + len(continuation)))
     rows = np.zeros((length, config.hidden_size), np.float32)
     rows[: len(fed)] = embed(model.checkpoint, fed)
     best, second, margins, first = [], [], [], None

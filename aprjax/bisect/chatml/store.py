@@ -61,7 +61,7 @@ class Store:
         if self.folder is None:
             return None
         try:
-            with np.load(self._path(key), allow_pickle=False) as arrays:
+            with self._path(key).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 if json.loads(str(arrays["key"])) != _plain(key):
                     return None
                 run = Continuation(
