@@ -40,7 +40,9 @@ def print_reports(reports: list[GenerateReport], console: Console) -> None:
 def _print(report: GenerateReport, console: Console) -> None:
     from rich.markup import escape
 
-    console.print(f"{report.prompt.name}: {len(report.prompt.tokens)} tokens, wrapped {report.prompt.wrap}")
+    wrapped = "" if report.prompt.wrap == "none" else f", wrapped {report.prompt.wrap} in ChatML"
+    ignored = ", stop tokens ignored" if report.ignore_stop else ""
+    console.print(f"{report.prompt.name}: {len(report.prompt.tokens)} tokens{wrapped}{ignored}")
     _print_texts(report, console)
     for name, side in report.continuations.items():
         console.print(f"[dim]{name:6} {len(side.tokens)} tokens, {_ending(side)}; {work(side.passes)}[/]")
