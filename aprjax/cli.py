@@ -13,10 +13,13 @@ from aprjax import cli_judging
 from aprjax import cli_files
 from aprjax import cli_tokens
 from aprjax import cli_run
+from aprjax import cli_locate
+from aprjax import cli_chatml
+from aprjax import cli_generate
 
 # isort: on
 from aprjax.cli_app import INTERNAL_ERROR, INTERRUPTED, READER_GONE, UNREADABLE, app, main
 
-COMMANDS = (cli_layers, cli_judging, cli_files, cli_tokens, cli_run)
+COMMANDS = (cli_layers, cli_judging, cli_files, cli_tokens, cli_run, cli_locate, cli_chatml, cli_generate)
 
 __all__ = ["COMMANDS", "INTERNAL_ERROR", "INTERRUPTED", "READER_GONE", "UNREADABLE", "app", "main"]
