@@ -37,6 +37,8 @@ from aprjax.checkpoint.types import CheckpointError, Finding
 from aprjax.qwen2.loading import require_runnable
 from aprjax.qwen2.stages import OUTSIDE, Stage
 
+_BEYOND = "the trace ends before this stage"
+
 
 @dataclass
 class _State:
@@ -205,7 +207,7 @@ def _pairs(state: _State, tokens: list[int]) -> Iterator[tuple[list[int], LayerP
 
 
 def _stage_reports(state: _State, pair: LayerPair) -> dict[Stage, StageReport]:
-    reports: dict[Stage, StageReport] = {}
+    reports = {stage: StageReport(UNMEASURED, None, unmeasured=_BEYOND) for stage in pair.beyond}
     for stage in [stage for stage in Stage if stage in pair.ref or stage in pair.model]:
         sums = _StageSums()
         sums.add(state, pair, stage, state.rows, state.rows)
@@ -225,6 +227,9 @@ class _StageSums:
 
     def add(self, state: _State, pair: LayerPair, stage: Stage, rows: list[int], positions: list[int]) -> None:
         """Adds the rows of one pair; `positions` are the rows' positions among the tokens."""
+        if stage in pair.beyond:
+            self.missing = _BEYOND
+            return
         if stage not in pair.model or stage not in pair.ref:
             self.missing = f"the {'reference' if stage in pair.model else 'model'}'s trace lacks this stage"
             return
@@ -313,6 +318,9 @@ def _verdict(state: _State, tokens: TokensReport) -> tuple[Verdict, str]:
         return Verdict.UNMEASURED, state.unmeasured
     if state.first is not None:
         return Verdict.DIVERGENCE, state.first.cause
+    empty = [layer.layer for layer in state.layers if all(s.unmeasured for s in layer.stages.values())]
+    if len(empty) == len(state.layers) and not state.margins:
+        return Verdict.UNMEASURED, "no value of any layer, and no logits, that could be compared"
     flips = [m for m in state.margins if m.flip]
     if not flips:
         files = state.files
@@ -321,7 +329,9 @@ def _verdict(state: _State, tokens: TokensReport) -> tuple[Verdict, str]:
         explained = (
             "rounding explains" if state.model.arithmetic == state.ref.arithmetic else "the two arithmetics explain"
         )
-        return Verdict.AGREE, f"no stage differs by more than {explained}, and no position flips{tail}"
+        tail += f"; {len(empty)} of {len(state.layers)} layers were not measured" if empty else ""
+        logits = ", and no position flips" if state.margins else "; the logits were not measured"
+        return Verdict.AGREE, f"no stage differs by more than {explained}{logits}{tail}"
     worst = max(flips, key=lambda m: m.gap / m.rms_delta if m.rms_delta else np.inf)
     sigmas = worst.gap / worst.rms_delta if worst.rms_delta else float("inf")
     share = f"{len(flips)} of {len(state.margins)} positions flip"

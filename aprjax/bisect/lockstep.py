@@ -89,6 +89,7 @@ class LayerPair:
         against: what `local` is to be compared with, if not with `ref`: a trace cannot be run from the
             reference's inputs, so the reference's file is run from the trace's.
         rounded: what `rounding` is to be compared with, if not with `ref`.
+        beyond: stages that come after the last value of a trace: nothing was run there.
     """
 
     layer: int
@@ -99,6 +100,7 @@ class LayerPair:
     rounding: Any
     against: Values | None = None
     rounded: Values | None = None
+    beyond: tuple[Stage, ...] = ()
 
 
 class WeightSource:

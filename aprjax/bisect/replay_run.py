@@ -127,6 +127,11 @@ class ReplayedLayer:
     positions: tuple[int, ...]
     module: Any = None
 
+    @property
+    def beyond(self) -> bool:
+        """Whether the trace holds nothing from here on, so that nothing is computed either."""
+        return self.module is None and Stage.EMBEDDING not in self.through
+
 
 def other_precision(arithmetic: Arithmetic) -> Arithmetic:
     """What the rounding of an arithmetic is measured against: float64 sums, or float32 where it has those."""

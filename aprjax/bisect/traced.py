@@ -107,6 +107,9 @@ def _judged_by_reference(
     else:
         other = _FreeRun(ref, tokens)
     for replayed in replay_layers(model.trace, ref.checkpoint, arithmetics):
+        if replayed.beyond:
+            yield list(replayed.positions), _beyond(replayed)
+            continue
         traced, theirs = _masked(replayed.traced), _masked(other(replayed))
         expected = _masked(replayed.compute(0, _NOTHING))
         mixed = _masked(replayed.compute(1, _NOTHING)) if len(arithmetics) > 1 else None
@@ -127,6 +130,11 @@ def _judged_by_trace(
     source = ref.checkpoint if model.arithmetic != ref.arithmetic else None
     same_file = None if source is None else replay_layers(ref.trace, source, (model.arithmetic,))
     for replayed in replay_layers(ref.trace, model.checkpoint, (model.arithmetic,)):
+        if replayed.beyond:
+            if same_file is not None:
+                next(same_file)
+            yield list(replayed.positions), _beyond(replayed)
+            continue
         expected, traced = _masked(replayed.compute(0, _NOTHING)), _masked(replayed.traced)
         mixed = None if same_file is None else _masked(next(same_file).compute(0, _NOTHING))
 
@@ -135,6 +143,10 @@ def _judged_by_trace(
 
         pair = LayerPair(replayed.layer, _masked(free(replayed)), traced, expected, mixed, rounding, rounded=expected)
         yield from _batches(pair, replayed, rows)
+
+
+def _beyond(replayed: ReplayedLayer) -> LayerPair:
+    return LayerPair(replayed.layer, {}, {}, {}, None, dict, beyond=tuple(replayed.through))
 
 
 def _masked(values: Values) -> Values:
