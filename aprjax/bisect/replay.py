@@ -61,7 +61,7 @@ def replay(
     require_runnable(checkpoint)
     findings = _same_file(trace, checkpoint, force=force_file)
     require_comparable(trace, checkpoint)
-    judge = _Judge(checkpoint, arithmetics, engine_floors(trace.info.engine))
+    judge = _Judge(checkpoint, arithmetics, engine_floors(trace.info.engine, arithmetics, len(trace.info.tokens)))
     total = checkpoint.config.num_layers + 2
     # By node, the reports of some rows each (the head comes so), and in each one per arithmetic.
     parts: dict[tuple[int, Stage], list[list[NodeReport]]] = {}
@@ -134,12 +134,14 @@ def _verdict(nodes: tuple[NodeReport, ...]) -> tuple[Verdict, str]:
         share = f"{len(unexplained)} of {len(measured)} nodes are not explained by the file"
         return Verdict.DIVERGENCE, f"{share}; the first is {place(first.layer, first.stage)}: {first.reason}"
     exact = sum(node.verdict is NodeVerdict.EXACT for node in measured)
+    missing = len(nodes) - len(measured)
+    tail = f"; {missing} were not measured" if missing else ""
     if exact == len(measured):
-        return Verdict.AGREE, f"all {exact} nodes are what the file gives, to the bit"
+        return Verdict.AGREE, f"all {exact} nodes are what the file gives, to the bit{tail}"
     worst = max(node.worst_row or 0.0 for node in measured)
     return Verdict.AGREE, (
         f"all {len(measured)} nodes are what the file gives: {exact} to the bit, the others within rounding "
-        f"(at most {worst:.1e} of a position's norm)"
+        f"(at most {worst:.1e} of a position's norm){tail}"
     )
 
 

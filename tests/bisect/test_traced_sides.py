@@ -118,6 +118,31 @@ def test_stages_that_a_trace_lacks_are_unmeasured_and_not_zero(file: Checkpoint,
         assert "agree" in report._repr_html_().lower()
 
 
+@pytest.mark.parametrize(
+    ("kept", "verdict", "words"),
+    [
+        ([], Verdict.UNMEASURED, "no value of any layer"),
+        ([(OUTSIDE, Stage.EMBEDDING)], Verdict.UNMEASURED, "no value of any layer"),
+        ([(0, stage) for stage in LAYER_STAGES], Verdict.AGREE, "1 of 2 layers were not measured"),
+        ([(1, stage) for stage in LAYER_STAGES], Verdict.AGREE, "the logits were not measured"),
+    ],
+    ids=["nothing", "embedding", "first layer", "last layer"],
+)
+def test_a_trace_that_ends_early_is_judged_as_far_as_it_goes(
+    file: Checkpoint, trace: MemoryTrace, kept: list[tuple[int, Stage]], verdict: Verdict, words: str
+) -> None:
+    part = replace(trace, values={key: value for key, value in trace.values.items() if key in kept})
+    side, here = Traced(part, file, LLAMA), Runner(file, LLAMA)
+    for model, ref in ((side, here), (here, side), (side, Traced(trace, file, LLAMA))):
+        report = compare(model, ref)
+        assert report.verdict is verdict
+        assert words in report.reason
+        assert "no position flips" not in report.reason
+        measured = [(r.layer, s) for r in report.layers for s, found in r.stages.items() if not found.unmeasured]
+        assert measured == kept
+        assert json.dumps(report.to_json(), allow_nan=False)
+
+
 def test_other_tokens_positions_and_unknown_files_are_refused(file: Checkpoint, trace: MemoryTrace) -> None:
     here = Runner(file, LLAMA)
     other = replace(trace, info=replace(trace.info, tokens=(9, *TOKENS[1:])))
