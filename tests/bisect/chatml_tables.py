@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from string import ascii_letters
 from typing import get_args
 
 from aprjax.bisect.chatml.causes import Causes, find_causes
@@ -32,8 +33,8 @@ SAME = PairFacts(identical_weights=True, files_sentence="The files are the same.
 
 
 def run(text: str, *, margin: float = 5.0, runner_up: str = "?") -> Continuation:
-    """A run that yields this text, filled up to the budget."""
-    tokens = tuple(map(ord, text.ljust(BUDGET, ".")[:BUDGET]))
+    """A run that yields this text, filled up to the budget with letters that do not repeat."""
+    tokens = tuple(map(ord, (text + ascii_letters)[:BUDGET]))
     count = len(tokens)
     return Continuation((1, 2), tokens, (margin,) * count, (ord(runner_up),) * count, "a processor")
 
@@ -82,8 +83,8 @@ def text_of(tokens: object) -> str:
 
 
 def cells_of(table: Factorial) -> dict[CellKey, Cell]:
-    """Every cell, judged; repetition is not looked for."""
-    return judge_cells(table, {"model": text_of, "ref": text_of}, lambda tokens: None)
+    """Every cell, judged."""
+    return judge_cells(table, {"model": text_of, "ref": text_of})
 
 
 def settle(table: Factorial, **as_run: tuple[str, str]) -> tuple[Causes, dict[str, Claim]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from chatml_tables import DEGENERATE, PROMPTS, SAME, SIDES, SOUND, STOP, factorial, settle, supported
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aprjax.bisect.chatml.causes import find_causes
@@ -172,8 +172,9 @@ def test_a_flip_is_a_near_tie_when_second_best_and_within_the_noise(runner_up: s
 FACTORS = ("double wrapping", "stop tokens", "special-token ids", "special-token rows", "drift")
 
 
-@given(planted=st.sets(st.sampled_from(FACTORS)), salt=st.integers(0, 50))
-def test_any_set_of_causes_is_blamed_exactly(planted: set[str], salt: int) -> None:
+@settings(deadline=None, max_examples=40)
+@given(planted=st.sets(st.sampled_from(FACTORS)))
+def test_any_set_of_causes_is_blamed_exactly(planted: set[str]) -> None:
     """Every run's text depends on everything that it was run with, so that each planted factor shows."""
     facts = replace(
         SAME,
@@ -188,13 +189,13 @@ def test_any_set_of_causes_is_blamed_exactly(planted: set[str], salt: int) -> No
 
     def yields(key: RunKey) -> str:
         side = key.side if "special-token rows" in planted else "ref"
-        return f"{side}{key.wrap}{key.arithmetic}{key.ids_of}{salt}$ and on"
+        return f"{side}{key.wrap}{key.arithmetic}{key.ids_of}$ and on"
 
     table = factorial(yields, facts=facts, declared_by_model=frozenset(() if "stop tokens" in planted else (STOP,)))
     as_run = {
         "wraps": ("twice", "once") if "double wrapping" in planted else ("once", "once"),
         "arithmetics": ("llama.cpp", "float32") if "drift" in planted else ("float32", "float32"),
     }
-    causes, _ = settle(table, **as_run)
+    causes = find_causes(table, pairings(table, **as_run))
     assert set(causes.blamed) == planted
     assert causes.verdict == ("part" if planted else "alike")

@@ -125,6 +125,14 @@ def test_indentation_is_flagged_and_not_called_degenerate() -> None:
     assert not any(cell.bad for cell in cells.values())
 
 
+def test_a_loop_that_the_gate_cannot_see_is_bad_all_the_same() -> None:
+    """Copies of 10 characters in 19 bytes: the gate's fragments have 16 at most."""
+    cells = cells_of(factorial(lambda key: "ab👋cd🌊ef🎈g" * 4))
+    cell = cells["ref", "name", "once", "float32", "off"]
+    assert cell.verdict.passed
+    assert (cell.state, cell.bad, cell.repetition.onset) == ("loops", True, 10)
+
+
 def test_comparisons_cover_every_cell_unless_a_side_is_said_to_have_run_otherwise() -> None:
     table = factorial(sound)
     assert len(pairings(table)) == 2 * 3 * 3 * 3

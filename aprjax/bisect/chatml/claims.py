@@ -248,7 +248,7 @@ def _contrast(
 ) -> tuple[list[Cell], int]:
     """Of the reference's cells at `good` that are not bad: those bad at `other`, all else equal; and their number.
 
-    Without `expected` an answer is bad only when it is degenerate: raw prompts have no expected substrings.
+    Without `expected` an answer is bad only when it is degenerate or loops: raw prompts have no expected substrings.
     """
     harmed, judged = [], 0
     place = _FACTORS[factor]
@@ -259,7 +259,7 @@ def _contrast(
         if contrasted is None:
             continue
         judged += 1
-        if contrasted.state == "degenerate" or (expected and contrasted.bad):
+        if contrasted.state in ("degenerate", "loops") or (expected and contrasted.bad):
             harmed.append(contrasted)
     return harmed, judged
 

@@ -113,7 +113,6 @@ def run_chatml(
             "model": lambda tokens: decode_text(texts.model, tokens),
             "ref": lambda tokens: decode_text(texts.ref, tokens),
         },
-        repetition_onset,
     )
     return ChatmlReport(
         factorial=factorial,
@@ -124,15 +123,6 @@ def run_chatml(
         asked=as_run.asked(),
         seconds=time.perf_counter() - begun,
     )
-
-
-def repetition_onset(tokens: Sequence[int]) -> int | None:
-    """The token at which repetition begins; None where nothing repeats."""
-    try:
-        from aprjax.text.repetition import repetition
-    except ImportError:
-        return None
-    return repetition(tokens).onset
 
 
 def _findings(factorial: Factorial, texts: Texts, prompts: Sequence[ChatPrompt]) -> tuple[SidedFinding, ...]:

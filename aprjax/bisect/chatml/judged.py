@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from aprjax.bisect.chatml.cells import SIDES, STOPS, Condition, Factorial, Side, Stop
 from aprjax.text.degenerate import TextVerdict, judge_text
+from aprjax.text.repetition import Repetition, measure_repetition
 
-# `wrong`: a sound text without any expected substring. `flagged`: the gate refuses it, by a rule whose known
-# false positives it looks like (indentation, rulers, another language).
-State = Literal["clean", "flagged", "wrong", "degenerate"]
-BAD: frozenset[State] = frozenset(("wrong", "degenerate"))
+# `degenerate`: the upstream gate refuses it. `flagged`: it does, by a rule whose known false positives the text looks
+# like (indentation, rulers, another language). `wrong`: a sound text without any expected substring. `loops`: the gate
+# lets it pass, but it ends in a loop, which the gate cannot see where a copy is longer than 16 bytes.
+State = Literal["clean", "flagged", "wrong", "loops", "degenerate"]
+BAD: frozenset[State] = frozenset(("wrong", "loops", "degenerate"))
 Decode = Callable[[Sequence[int]], str]
-Onset = Callable[[Sequence[int]], int | None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Cell:
         state: see `State`.
         verdict: the upstream gate's.
         expected_found: whether an expected substring occurs; None where none is expected.
-        onset: the token at which repetition begins, by our own measure; None where it does not.
+        repetition: our own measure: a grade, and the token at which repetition begins.
         first_margin: top-1 less top-2 at the first token, in logits.
         margins: the same at every token.
         backend: what computed it.
@@ -54,7 +55,7 @@ class Cell:
     state: State
     verdict: TextVerdict
     expected_found: bool | None
-    onset: int | None
+    repetition: Repetition
     first_margin: float
     margins: tuple[float, ...]
     backend: str
@@ -62,7 +63,7 @@ class Cell:
 
     @property
     def bad(self) -> bool:
-        """Degenerate, or without what was expected."""
+        """Degenerate, looping, or without what was expected."""
         return self.state in BAD
 
     @property
@@ -91,7 +92,7 @@ class Cell:
             "gate": {"passed": self.verdict.passed, "rule": self.verdict.rule, "detail": self.verdict.detail},
             "false_positive_risk": self.verdict.false_positive_risk,
             "expected_found": self.expected_found,
-            "repetition_onset": self.onset,
+            "repetition": self.repetition.to_json(),
             "first_margin": self.first_margin,
             "least_margin": self.least_margin,
             "margins": list(self.margins),
@@ -103,23 +104,22 @@ class Cell:
 CellKey = tuple[Side, str, str, str, Stop]
 
 
-def judge_cells(factorial: Factorial, decoders: Mapping[Side, Decode], onset: Onset) -> dict[CellKey, Cell]:
+def judge_cells(factorial: Factorial, decoders: Mapping[Side, Decode]) -> dict[CellKey, Cell]:
     """Every cell by (side, prompt, wrap, arithmetic, stop), each side with everything its own.
 
     Args:
         factorial: what was measured; cells without a run are left out.
         decoders: each side's tokens as text.
-        onset: the token at which repetition begins.
     """
     cells = {}
     for key in product(SIDES, factorial.prompts, factorial.wraps, factorial.arithmetics, STOPS):
-        cell = _cell(factorial, key, decoders, onset)
+        cell = _cell(factorial, key, decoders)
         if cell is not None:
             cells[key] = cell
     return cells
 
 
-def _cell(factorial: Factorial, key: CellKey, decoders: Mapping[Side, Decode], onset: Onset) -> Cell | None:
+def _cell(factorial: Factorial, key: CellKey, decoders: Mapping[Side, Decode]) -> Cell | None:
     side, name, wrap, arithmetic, stop = key
     condition = Condition.as_run(side, wrap, arithmetic, stop)
     run, outcome = factorial.run_of(name, condition), factorial.outcome(name, condition)
@@ -133,6 +133,7 @@ def _cell(factorial: Factorial, key: CellKey, decoders: Mapping[Side, Decode], o
     verdict = judge_text(text, expected=expected, prompt=prompt.fed(wrap))
     found = any(part.lower() in verdict.judged.lower() for part in expected) if expected else None
     margins = run.margins[: len(outcome.tokens)]
+    repetition = measure_repetition(answer)
     return Cell(
         side=side,
         prompt=name,
@@ -143,10 +144,10 @@ def _cell(factorial: Factorial, key: CellKey, decoders: Mapping[Side, Decode], o
         text=text,
         stop_reason="stop token" if outcome.stopped else "budget",
         stop_token=outcome.tokens[-1] if outcome.stopped else None,
-        state=state_of(verdict),
+        state=state_of(verdict, repetition),
         verdict=verdict,
         expected_found=found,
-        onset=onset(answer),
+        repetition=repetition,
         first_margin=margins[0],
         margins=margins,
         backend=run.backend,
@@ -154,10 +155,12 @@ def _cell(factorial: Factorial, key: CellKey, decoders: Mapping[Side, Decode], o
     )
 
 
-def state_of(verdict: TextVerdict) -> State:
-    """The gate's verdict, graded."""
+def state_of(verdict: TextVerdict, repetition: Repetition) -> State:
+    """The gate's verdict, graded, and beside it our own measure of repetition."""
+    if not verdict.passed and verdict.rule != "expected" and not verdict.false_positive_risk:
+        return "degenerate"
+    if repetition.grade == "degenerate":
+        return "loops"
     if verdict.passed:
         return "clean"
-    if verdict.rule == "expected":
-        return "wrong"
-    return "flagged" if verdict.false_positive_risk else "degenerate"
+    return "wrong" if verdict.rule == "expected" else "flagged"

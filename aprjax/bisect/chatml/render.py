@@ -14,7 +14,7 @@ from aprjax.bisect.chatml.report import ChatmlReport, parted_at
 
 _VERDICTS = {"alike": "bold green", "part": "bold red", "undecidable": "bold magenta"}
 _CLAIMS = {"supported": "red", "refuted": "green", "not decidable": "yellow"}
-_STATES = {"clean": "green", "flagged": "yellow", "wrong": "red", "degenerate": "bold red"}
+_STATES = {"clean": "green", "flagged": "yellow", "wrong": "red", "loops": "red", "degenerate": "bold red"}
 # Characters of an answer that a table shows; the JSON has all of it.
 _TEXT = 44
 
@@ -95,7 +95,8 @@ def _alike(apart: dict[str, int | None]) -> str:
 
 
 def _state(cell: Cell) -> str:
-    repeats = f", repeats from {cell.onset}" if cell.onset is not None else ""
+    onset = cell.repetition.onset
+    repeats = "" if onset is None else f", repeats from {onset}"
     return f"[{_STATES[cell.state]}]{cell.state}[/]{repeats}"
 
 

@@ -14,7 +14,7 @@ _STYLE = """
 :root{color-scheme:light dark;--ok:#1a7f37;--bad:#cf222e;--warn:#9a6700;--line:#8884}
 body{font:16px/1.5 system-ui,sans-serif;max-width:80rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem}
-.part,.supported,.degenerate,.wrong{color:var(--bad)}.alike,.refuted,.clean{color:var(--ok)}
+.part,.supported,.degenerate,.loops,.wrong{color:var(--bad)}.alike,.refuted,.clean{color:var(--ok)}
 .undecidable,.not-decidable,.flagged{color:var(--warn)}
 table{border-collapse:collapse;font-size:.9rem;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
@@ -71,7 +71,7 @@ def _page(report: ChatmlReport) -> str:
         f"<tr><td>{cell.side}</td><td>{escape(cell.prompt)}</td><td>{cell.wrap}</td><td>{escape(cell.arithmetic)}</td>"
         f"<td>{cell.stop}</td><td class='{cell.state}'>{cell.state}</td>"
         f"<td>{_end(cell.stop_token, len(cell.tokens))}</td>"
-        f"<td class='number'>{'' if cell.onset is None else cell.onset}</td>"
+        f"<td class='number'>{'' if cell.repetition.onset is None else cell.repetition.onset}</td>"
         f"<td class='number'>{cell.first_margin:.4g}</td><td class='number'>{cell.least_margin:.4g}</td>"
         f"<td><code>{escape(cell.text)}</code></td></tr>"
         for cell in report.cells.values()

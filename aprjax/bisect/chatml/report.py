@@ -9,7 +9,7 @@ from typing import Any, Literal
 from aprjax.bisect.chatml.causes import Causes
 from aprjax.bisect.chatml.cells import STOPS, Comparison, Condition, Factorial
 from aprjax.bisect.chatml.claims import Claim
-from aprjax.bisect.chatml.judged import Cell, CellKey
+from aprjax.bisect.chatml.judged import BAD, Cell, CellKey
 from aprjax.bisect.chatml.partings import parting
 from aprjax.bisect.report import SidedFinding
 
@@ -101,9 +101,13 @@ class ChatmlReport:
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row per cell."""
-        left_out = ("tokens", "margins", "gate")
+        left_out = ("tokens", "margins", "gate", "repetition")
         return [
-            {**{k: v for k, v in cell.to_json().items() if k not in left_out}, "gate_rule": cell.verdict.rule}
+            {
+                **{k: v for k, v in cell.to_json().items() if k not in left_out},
+                "gate_rule": cell.verdict.rule,
+                "repetition": cell.repetition.grade,
+            }
             for cell in self.cells.values()
         ]
 
@@ -115,7 +119,7 @@ class ChatmlReport:
 
     def top(self, k: int = 10) -> list[dict[str, Any]]:
         """The k cells to look at first: bad ones, then those with the smallest margins."""
-        return sorted(self.rows(), key=lambda row: (row["state"] in ("clean", "flagged"), row["least_margin"]))[:k]
+        return sorted(self.rows(), key=lambda row: (row["state"] not in BAD, row["least_margin"]))[:k]
 
     def _repr_html_(self) -> str:
         from aprjax.bisect.chatml.render_html import summary_html
