@@ -90,10 +90,15 @@ def layers(
     if files is None and model.checkpoint is not None and ref.checkpoint is not None:
         files = compare_files(model.checkpoint, ref.checkpoint, progress=lambda d, t: progress("files", d, t))
     clock["files"] = time.perf_counter()
-    floors = [engine_floors(side.trace.info.engine) for side in (model, ref) if isinstance(side, Traced)]
+    run_by = (model.arithmetic, ref.arithmetic)
+    floors = [
+        engine_floors(side.trace.info.engine, run_by, len(tokens.ids))
+        for side in (model, ref)
+        if isinstance(side, Traced)
+    ]
     noise = NoiseFloor({stage: floor for known in floors for stage, floor in known.items()})
     state = _State(noise, files, model, ref, list(positions), positions)
-    findings = _findings(model, ref, files, tokens)
+    findings = findings_of(model, ref, files, tokens)
     if files is not None and files.dimensions:
         keys = ", ".join(f"{k} ({a} and {b})" for k, (a, b) in files.dimensions.items())
         state.unmeasured = f"the two models have other dimensions and cannot be compared stage by stage: {keys}"
@@ -108,7 +113,7 @@ def layers(
         verdict=verdict,
         reason=reason,
         first_divergence=_tokens_divergence(tokens) or state.first,
-        sides={"model": _side(model), "ref": _side(ref)},
+        sides={"model": side_info(model), "ref": side_info(ref)},
         prompt=PromptInfo(tokens.name, tokens.text, tokens.wrap, tokens.ids, positions),
         findings=findings,
         layers=tuple(([LayerReport(OUTSIDE, state.outside)] if state.outside else []) + state.layers),
@@ -143,7 +148,8 @@ def _few(tokens: tuple[int, ...]) -> str:
     return ", ".join(map(str, tokens[:4])) + (" …" if len(tokens) > 4 else "")
 
 
-def _findings(model: Side, ref: Side, files: FilesReport | None, tokens: TokensReport) -> tuple[SidedFinding, ...]:
+def findings_of(model: Side, ref: Side, files: FilesReport | None, tokens: TokensReport) -> tuple[SidedFinding, ...]:
+    """What was met in both files and sides before anything ran: the files comparison first."""
     if files is None:
         text = "The files cannot be compared: the one that the trace was made from is not at hand."
         about = [Finding("files-compared", "info", text)]
@@ -158,7 +164,8 @@ def _findings(model: Side, ref: Side, files: FilesReport | None, tokens: TokensR
     return tuple(found)
 
 
-def _side(side: Side) -> SideInfo:
+def side_info(side: Side) -> SideInfo:
+    """What a side is: file, digest, format and arithmetic."""
     if isinstance(side, Traced):
         info = side.trace.info
         return SideInfo(info.path, info.sha256, f"trace of {info.format}", info.arithmetic)

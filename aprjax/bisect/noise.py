@@ -7,12 +7,14 @@ sides that are bit-identical need no tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from aprjax.bisect.lockstep import LayerPair
 from aprjax.bisect.metrics import relative_l2
+from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.stages import Stage
 
 # Two float32 evaluations of one stage differ by at most the sum of their distances from the float64
@@ -24,18 +26,24 @@ FACTOR = 8.0
 # otherwise allow nothing.
 SMALLEST = 2.0**-24
 
-# Unit roundoff of float16, relative to a value in the middle of its binade.
+# A rounding to float16 moves a value by at most 2^-11 of it, in the root mean square by about 2^-12.
 _HALF = 2.0**-12
+# Queries from which ggml's flash attention keeps its sums in float32 (`ggml_fa_tile_config`, ops.cpp).
+_TILE = 64
 
 
-def engine_floors(engine: Mapping[str, str]) -> dict[Stage, float]:
-    """Floors that an engine's recorded options imply and that no run of a file shows.
+def engine_floors(engine: Mapping[str, str], arithmetics: Iterable[Arithmetic], positions: int) -> dict[Stage, float]:
+    """Floors that an engine's recorded options imply and that the arithmetic at hand does not show.
 
-    With a float16 cache ggml's flash attention also keeps its sums in float16 (`ggml_compute_forward_flash_attn_ext`,
-    ops.cpp), in an order of its own.
+    With a float16 cache ggml's flash attention rounds its sums to float16 once per key for fewer than 64 queries
+    (`ggml_compute_forward_flash_attn_ext_f16_one_chunk`, ops.cpp): independent roundings of sums that grow with the
+    keys, so at most the root of their number together. Arithmetics with flash attention follow it
+    and need no such floor.
     """
     fused = engine.get("flash_attention") == "True" and engine.get("type_v") == "f16"
-    return {Stage.ATTENTION: _HALF} if fused else {}
+    if not fused or all(arithmetic.flash for arithmetic in arithmetics):
+        return {}
+    return {Stage.ATTENTION: _HALF * (math.sqrt(positions) if positions < _TILE else 1.0)}
 
 
 @dataclass

@@ -101,7 +101,10 @@ def _own_arithmetic(opened: Opened) -> Arithmetic | None:
     if side.recorded is not None:
         return arithmetic_of(side.recorded)
     if side.kind == "llama.cpp":
-        return llama_preset({key: str(value) for key, value in asdict(side.options).items()})
+        from aprjax.trace.llama_cpp import engine_facts
+
+        options = {key: str(value) for key, value in asdict(side.options).items() if value is not None}
+        return llama_preset({**options, **engine_facts(side.options)})
     return preset("float32") if side.kind == "hf" else None
 
 

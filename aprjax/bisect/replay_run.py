@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from aprjax.bisect.lockstep import LOGIT_ROWS, Runner, Values, arbiter
+from aprjax.bisect.lockstep import Runner, Values, arbiter, head_batches
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, ModelConfig
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
@@ -169,7 +169,7 @@ def replay_layers(
     What a `ReplayedLayer` computes must be asked for before the next one is taken: one layer is in memory.
     """
     present = set(trace)
-    count, length = len(trace.info.tokens), bucket(len(trace.info.tokens))
+    count, length = len(trace.info.tokens), bucket(len(trace.info.tokens), *arithmetics)
     everything = [*arithmetics, *(other_precision(a) for a in arithmetics)]
     sides = [Runner(checkpoint, a) for a in everything]
     contexts = [side.context(length) for side in sides]
@@ -177,7 +177,7 @@ def replay_layers(
     same = [everything.index(a) for a in everything]
     half = len(arithmetics)
 
-    embedded = embed_padded(checkpoint, list(trace.info.tokens))
+    embedded = embed_padded(checkpoint, list(trace.info.tokens), *arithmetics)
     first = ReplayedLayer(
         OUTSIDE,
         _values(trace, present, OUTSIDE, (Stage.EMBEDDING,)),
@@ -322,8 +322,7 @@ def _final(
         yield _nothing(OUTSIDE, (Stage.FINAL_NORM, Stage.LM_HEAD), ())
         return
     modules = load_norm(checkpoint, "model.norm.weight"), pack(head_tensor(checkpoint))
-    for begin in range(0, len(rows), LOGIT_ROWS):
-        lines = slice(begin, begin + LOGIT_ROWS)
+    for lines in head_batches(len(rows)):
         traced = {
             stage: _rows(trace, (OUTSIDE, stage), lines)
             for stage in (Stage.FINAL_NORM, Stage.LM_HEAD)

@@ -7,7 +7,7 @@ round: the file computes each stage from the *trace's* inputs (`replay_run`), an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from aprjax.bisect.lockstep import LayerPair, Runner, Values
 from aprjax.bisect.replay_run import ReplayedLayer, replay_layers, require_comparable, visible_part
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
-from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
+from aprjax.qwen2.arithmetic import PRESETS, Arithmetic, MatrixKernel
 from aprjax.qwen2.model import embed_padded, precision_scope, run_head, run_norm, trim
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.trace import AnyTrace
@@ -65,14 +65,44 @@ def arithmetic_of(trace: AnyTrace) -> Arithmetic | None:
 
 
 def llama_preset(options: Mapping[str, str]) -> Arithmetic:
-    """The preset for llama.cpp run with these options, as a trace records them.
+    """The arithmetic of llama.cpp run with these options, in the build whose features `system_info` lists.
 
-    Exact where it has an exact counterpart: tiles, repacked weights and flash attention sum in other orders.
+    To the bit where the engine can be followed so far: on x86 with AVX2, in one batch or where a batch makes no
+    difference.
     """
+    features = options.get("system_info", "")
     # Only an explicit float32 cache is one: llama.cpp's default is float16.
-    name = "llama.cpp" if options.get("type_k") == "f32" else "llama.cpp-f16"
-    plain = all(options.get(key) == "False" for key in ("tiled", "repack", "flash_attention"))
-    return PRESETS[f"{name}-exact" if plain else name]
+    half = options.get("type_k") != "f32" or options.get("flash_attention") == "True"
+    kernels: dict[MatrixKernel, bool] = {
+        "repack": options.get("repack") == "True" and "REPACK = 1" in features,
+        "tiled": options.get("tiled") == "True",
+        "tinyblas": "LLAMAFILE = 1" in features,
+    }
+    arithmetic = replace(
+        PRESETS["llama.cpp"],
+        kv_cache="float16" if half else "model",
+        attention="flash" if options.get("flash_attention") == "True" else "plain",
+        vectors="avx512" if "AVX512 = 1" in features else "avx2",
+    )
+    known = all(options.get(key) in ("True", "False") for key in ("tiled", "repack", "flash_attention"))
+    followed = "AVX2 = 1" in features or not features
+    if known and followed and not ("step" in options and any(kernels.values())):
+        arithmetic = replace(arithmetic, exact=True, kernels=tuple(kernel for kernel, has in kernels.items() if has))
+    else:
+        arithmetic = replace(arithmetic, vectors="avx2")
+    return _named(arithmetic)
+
+
+def _named(arithmetic: Arithmetic) -> Arithmetic:
+    """The preset that it is, or a name of its own choices."""
+    for known in PRESETS.values():
+        if replace(arithmetic, name=known.name) == known:
+            return known
+    choices = [*arithmetic.kernels, *(["flash"] if arithmetic.attention == "flash" else [])]
+    choices += [word for word, has in (("f16", arithmetic.kv_cache == "float16"),) if has and "flash" not in choices]
+    choices += ["avx512"] if arithmetic.vectors == "avx512" else []
+    name = "-".join(["llama.cpp", *(["exact"] if arithmetic.exact else [])])
+    return replace(arithmetic, name=f"{name}[{','.join(choices)}]")
 
 
 def traced_pairs(model: Side, ref: Side, tokens: list[int], rows: list[int]) -> Iterator[tuple[list[int], LayerPair]]:

@@ -59,9 +59,10 @@ class Arithmetic:
             on a CPU. It concerns the choices that are llama.cpp's; the others stay as they are.
         kernels: what llama.cpp's build has beside `vec_dot`, and the run allows: `repack`ed weights, `tiled` K-quants,
             `tinyblas` (`aprjax.blocks.default_twins`). They differ in the order of their sums alone: read if `exact`.
-        attention: `plain`: scores, softmax and weighted values are three operations; `flash`: one kernel that keeps
-            its sums in float16 for fewer than 64 queries (`aprjax.qwen2.flash`), with the scores and
-            probabilities as a plain attention has them.
+        attention: `plain`: scores, softmax and weighted values are three operations; `flash`: one kernel
+            (`aprjax.qwen2.flash`, to the bit with or without `exact`), with a float16 cache. It keeps its sums in
+            float16 for fewer than 64 queries. Scores and probabilities are then those of a plain attention, which
+            nothing is computed from.
         vectors: the processor's, as llama.cpp was compiled for them: with AVX-512 the polynomial exponential rounds
             otherwise, and sums of floats have 16 lanes.
     """
@@ -84,7 +85,12 @@ class Arithmetic:
     @property
     def depends_on_batch(self) -> bool:
         """Whether a position's values hang on how many positions are computed with it: then none may be padding."""
-        return self.emulates and (self.attention == "flash" or (self.exact and bool(self.kernels)))
+        return self.flash or (self.emulates and self.exact and bool(self.kernels))
+
+    @property
+    def flash(self) -> bool:
+        """Whether attention is ggml's one kernel."""
+        return self.emulates and self.attention == "flash"
 
     @property
     def lanes(self) -> Literal[8, 16]:
@@ -136,6 +142,9 @@ PRESETS: dict[str, Arithmetic] = {
         replace(_LLAMA_CPP, name="llama.cpp-exact", exact=True),
         replace(_LLAMA_CPP, name="llama.cpp-f16", kv_cache="float16"),
         replace(_LLAMA_CPP, name="llama.cpp-f16-exact", kv_cache="float16", exact=True),
+        # With flash attention.
+        replace(_LLAMA_CPP, name="llama.cpp-flash", kv_cache="float16", attention="flash"),
+        replace(_LLAMA_CPP, name="llama.cpp-flash-exact", kv_cache="float16", attention="flash", exact=True),
         # The build that `pip install llama-cpp-python` gives, on a processor without AVX-512; and one with it.
         _DEFAULT_BUILD,
         replace(_DEFAULT_BUILD, name="llama.cpp-default-avx512-exact", vectors="avx512"),

@@ -22,7 +22,7 @@ from aprjax.blocks.exact_default import ProductKernel, product_kernel
 from aprjax.blocks.exact_floats import exact_dot
 from aprjax.blocks.relay import Relaid
 from aprjax.checkpoint.types import RopePairing
-from aprjax.qwen2 import engine, functional, realizar
+from aprjax.qwen2 import engine, flash, functional, realizar
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.rounding import added, narrow, wide
 
@@ -120,6 +120,18 @@ def weighted_values(probabilities: Array, v: Array, arithmetic: Arithmetic) -> F
         engine.weighted_values, registers=_registers(probabilities.shape[1], arithmetic), lanes=arithmetic.lanes
     )
     return straight_through(kernel, functional.weighted_values)(probabilities, v)
+
+
+def flash_attention(
+    q: Array, k: Array, v: Array, visible: Array, arithmetic: Arithmetic
+) -> Float[Array, "position width"]:
+    """Scores, softmax and weighted values in one, as ggml's kernel rounds them; heads merged."""
+
+    def equation(q: Array, k: Array, v: Array, visible: Array) -> Array:
+        probabilities = functional.masked_softmax(functional.attention_scores(q, k), visible)
+        return functional.weighted_values(probabilities, v)
+
+    return straight_through(partial(flash.flash_attention, vectors=arithmetic.vectors), equation)(q, k, v, visible)
 
 
 def silu(x: Float[Array, "position width"], arithmetic: Arithmetic) -> Float[Array, "position width"]:

@@ -152,6 +152,9 @@ def _attend(
         probabilities = kernels.masked_softmax(scores, visible, arithmetic)
         probabilities = _by_position(tap, Stage.ATTN_SOFTMAX, probabilities)
     with jax.named_scope(Stage.ATTENTION):
+        if arithmetic.flash:
+            # One kernel, which has no such scores and probabilities: what passed the tap is for reading.
+            return kernels.flash_attention(q, k, v, visible, arithmetic), k, v
         weights = _through_half(probabilities) if half else probabilities
         return kernels.weighted_values(weights, v, arithmetic), k, v
 

@@ -42,8 +42,11 @@ def rotate(
     return first * cos - second * sin, first * sin + second * cos
 
 
-def exponential(x: np.ndarray) -> np.ndarray:
-    """`ggml_v_expf` of AVX2: x = n ln 2 + b, and 2^n (1 + b + b^2/2 …)."""
+def exponential(x: np.ndarray, vectors: Literal["avx2", "avx512"] = "avx2") -> np.ndarray:
+    """`ggml_v_expf`: x = n ln 2 + b, and 2^n (1 + b + b^2/2 …).
+
+    With AVX-512 the 1 is part of the polynomial, and one instruction (`scalef`) multiplies by 2^n.
+    """
     shift = _hex("0x1.8p23")
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         x = np.clip(x, np.float32(-200), np.float32(200))  # ggml's integers wrap beyond; the result is 0 or infinity
@@ -52,6 +55,12 @@ def exponential(x: np.ndarray) -> np.ndarray:
         u = b * b
         outer = fused_multiply_add(_hex("0x1.0e4020p-7"), b, _hex("0x1.573e2ep-5"))
         inner = fused_multiply_add(_hex("0x1.555e66p-3"), b, _hex("0x1.fffdb6p-2"))
+        beyond = np.where(n > 0, np.float32(np.inf), np.float32(0))
+        distance = np.abs(n)
+        if vectors == "avx512":
+            straight = fused_multiply_add(_hex("0x1.ffffecp-1"), b, _ONE)
+            value = fused_multiply_add(fused_multiply_add(outer, u, inner), u, straight)
+            return np.where(distance > 192, beyond, np.ldexp(value, n.astype(np.int32)))
         polynomial = fused_multiply_add(fused_multiply_add(outer, u, inner), u, _hex("0x1.ffffecp-1") * b)
         power = np.ldexp(_ONE, n.astype(np.int32))
         near = fused_multiply_add(power, polynomial, power)
@@ -59,8 +68,6 @@ def exponential(x: np.ndarray) -> np.ndarray:
         rest = np.where(n > 0, np.float32(2.0**127), np.float32(2.0**-125))
         part = np.ldexp(_ONE, n.astype(np.int32) - np.where(n > 0, 127, -125).astype(np.int32))
         far = fused_multiply_add(part, polynomial, part) * rest
-        beyond = np.where(n > 0, np.float32(np.inf), np.float32(0))
-        distance = np.abs(n)
         return np.where(distance > 192, beyond, np.where(distance > 126, far, near))
 
 

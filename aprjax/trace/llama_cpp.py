@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +117,20 @@ def save_llama_cpp(
     return Trace.load(target)
 
 
+@cache
+def engine_facts(options: LlamaOptions) -> dict[str, str]:
+    """What a trace would record of the engine itself: versions, the build's features, the library's digest.
+
+    Raises:
+        EngineError: llama-cpp-python is absent, of another version or layout, or failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="aprjax-") as folder:
+        target = Path(folder) / "facts.json"
+        request: dict[str, object] = {"facts": str(target), "options": {"tiled": options.tiled}}
+        start_child("llama_cpp_child", request, options)
+        return json.loads(target.read_text())
+
+
 def require_llama_file(checkpoint: Checkpoint) -> None:
     """Checks that llama.cpp can run the file.
 
@@ -136,7 +151,7 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_child(module: str, request: dict[str, object], options: LlamaOptions, path: str | Path) -> None:
+def start_child(module: str, request: dict[str, object], options: LlamaOptions, path: str | Path | None = None) -> None:
     """Runs `aprjax.trace.{module}` in a process of its own, with the request as JSON on its stdin.
 
     Raises:

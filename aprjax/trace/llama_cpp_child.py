@@ -87,6 +87,9 @@ def load_engine() -> tuple[Any, Any, dict[str, str]]:
 
 def _run(request: dict[str, Any]) -> None:
     llama_cpp, base, facts = load_engine()
+    if "facts" in request:
+        Path(request["facts"]).write_text(json.dumps(facts))
+        return
     info = TraceInfo(**request["info"])
     info = TraceInfo(**{**request["info"], "engine": {**info.engine, **facts}})
     layers, options = request["layers"], request["options"]
