@@ -100,13 +100,14 @@ def test_the_context_is_never_overrun(model: Qwen2, alone: list[list[int]]) -> N
 
 
 def test_sampling_follows_its_seed_and_top_k_of_one_is_greedy(model: Qwen2, alone: list[list[int]]) -> None:
-    def drawn(**options: float | None) -> list[int]:
-        return [*generate(model, PROMPTS[1], max_new_tokens=BUDGET, sampling=Sampling(**options))]
+    def drawn(seed: int, top_k: int = 0) -> list[int]:
+        sampling = Sampling(temperature=3.0, top_k=top_k, seed=seed)
+        return [*generate(model, PROMPTS[1], max_new_tokens=BUDGET, sampling=sampling)]
 
-    assert drawn(temperature=3.0, seed=1) == drawn(temperature=3.0, seed=1) != drawn(temperature=3.0, seed=2)
-    assert drawn(temperature=3.0, top_k=1, seed=1) == alone[1]
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert drawn(1, top_k=1) == alone[1]
     generation = generate(model, PROMPTS[1], max_new_tokens=BUDGET, sampling=Sampling(temperature=3.0))
-    assert drawn(temperature=3.0, seed=generation.seed) == [*generation]
+    assert drawn(generation.seed) == [*generation]
 
 
 def test_logits_that_are_no_numbers_are_refused(model: Qwen2) -> None:

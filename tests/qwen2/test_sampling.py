@@ -128,7 +128,10 @@ def test_at_temperature_one_the_cuts_are_transformers_too(transformers: ModuleTy
     from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
     logits = random_logits(6)
-    scores = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, torch.from_numpy(logits)[None]))
+    # The filters look at the scores alone.
+    tokens = torch.LongTensor([[]])
+    scores = TopKLogitsWarper(top_k)(tokens, torch.FloatTensor(logits[None]))
+    scores = TopPLogitsWarper(top_p)(tokens, scores)
     theirs = torch.softmax(scores[0].double(), dim=-1).numpy()
     ids, probabilities = candidates(logits, Sampling(1.0, top_k, top_p))
     assert set(ids.tolist()) == set(np.flatnonzero(theirs).tolist())
