@@ -17,7 +17,7 @@ from aprjax.bisect.chatml.noise import measure_noise
 from aprjax.bisect.chatml.partings import pairings
 from aprjax.bisect.chatml.prompts import UPSTREAM_PROMPTS, WRAPS, ChatPrompt
 from aprjax.bisect.chatml.report import ChatmlReport
-from aprjax.bisect.chatml.store import Store
+from aprjax.bisect.chatml.store import Store, code_digest
 from aprjax.bisect.report import SidedFinding
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2.compilation import enable_compilation_cache
@@ -84,7 +84,6 @@ def run_chatml(
     Raises:
         CheckpointError: see `measure`.
     """
-    from aprjax import __version__
     from aprjax.trace.trace import this_platform
 
     begun = time.perf_counter()
@@ -99,7 +98,7 @@ def run_chatml(
         max_new_tokens=asked.max_new_tokens,
         store=Store.at(state),
         backend=this_platform(),
-        versions={"aprjax": __version__},
+        code=code_digest(),
         progress=progress,
     )
     comparisons = pairings(factorial, wraps=as_run.wraps, arithmetics=as_run.arithmetics, stops=as_run.stops)

@@ -35,7 +35,7 @@ class _Session:
     max_new_tokens: int
     store: Store
     backend: str
-    versions: Mapping[str, str]
+    code: str
     progress: Progress
     runs: dict[RunKey, Continuation] = field(default_factory=dict)
     first: dict[RunKey, np.ndarray] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class _Session:
             "tokens": list(self.fed[key]),
             "max_new_tokens": self.max_new_tokens,
             "backend": self.backend,
-            "versions": dict(self.versions),
+            "code": self.code,
         }
 
     def _draft(self, key: RunKey) -> tuple[int, ...] | None:
@@ -119,7 +119,7 @@ def measure(
     max_new_tokens: int,
     store: Store,
     backend: str,
-    versions: Mapping[str, str],
+    code: str,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[Factorial, Texts]:
     """Runs every cell that no other stands for.
@@ -133,7 +133,7 @@ def measure(
         max_new_tokens: of every run.
         store: where finished runs lie.
         backend: platform and device, as `aprjax.trace.trace.this_platform` has it.
-        versions: whatever else a stored run depends on.
+        code: digest of the program, `aprjax.bisect.chatml.store.code_digest`.
         progress: told what is going on, and how many runs of how many are done.
 
     Raises:
@@ -145,7 +145,7 @@ def measure(
     facts = pair_facts(model, ref, files, texts, prompts=prompts, wraps=wraps)
     plan = _plan(prompts, wraps, arithmetics, facts)
     fed = _fed(plan, prompts, texts, (model, ref), max_new_tokens)
-    session = _Session(fed, max_new_tokens, store, backend, versions, progress)
+    session = _Session(fed, max_new_tokens, store, backend, code, progress)
     # One model in memory at a time.
     session.run_side(ref, [key for key in plan if key.side == "ref"])
     session.run_side(model, _not_shared([key for key in plan if key.side == "model"], facts, session))

@@ -1,8 +1,8 @@
 """Finished runs on disk, so that an interrupted factorial goes on where it was.
 
 A run is filed under the SHA-256 of everything that it depends on: the file's digest, the arithmetic, the fed
-ids, the budget, the platform and the versions. What has changed is thus never found again, and two commands that
-need the same run share it.
+ids, the budget, the platform with its versions, and the code that computes. What has changed is thus never
+found again, and two commands that need the same run share it.
 """
 
 from __future__ import annotations
@@ -100,6 +100,18 @@ class Store:
         assert self.folder is not None
         digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()
         return self.folder / f"{digest}.npz"
+
+
+def code_digest() -> str:
+    """SHA-256 of the sources that compute a run: a version number stays while they change."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[2]
+    files = [file for name in ("blocks", "qwen2") for file in sorted((package / name).glob("*.py"))]
+    assert files, "the sources of the package are not where they were written"
+    for file in (*files, Path(__file__).with_name("decode.py")):
+        digest.update(f"{file.parent.name}/{file.name}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _plain(key: dict[str, Any]) -> dict[str, Any]:
