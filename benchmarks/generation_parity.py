@@ -80,6 +80,7 @@ def generated(path: Path, model: Any, threads: int | None) -> dict[str, Any]:
     if path.exists():
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["sha256"] == model.sha256() and [p["name"] for p in document["prompts"]] == [p[0] for p in PROMPTS]:
+            write(path, document)
             return document
     tokenizer = Tokenizer.from_checkpoint(model)
     ids = [tokenizer.encode(wrap(prompt_text(name, text), times)) for name, times, text in PROMPTS]
@@ -208,11 +209,43 @@ def found_in(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [one for one in found if "arithmetic" not in one], [one for one in found if "arithmetic" in one]
 
 
-def main() -> None:
+def measure(name: str, arguments: argparse.Namespace) -> None:
+    """One model: what llama.cpp generates, then what is left to verify; every prompt is written as it is done."""
     from aprjax.bisect.generate_sides import LocalGenerator
     from aprjax.checkpoint import open_checkpoint
     from aprjax.checkpoint.fetch import model_location
     from aprjax.qwen2.arithmetic import preset
+
+    out, arithmetic = arguments.out, arguments.arithmetic
+    model = open_checkpoint(model_location(MODELS[name]))
+    reference = generated(out / f"llama.cpp-{name}.json", model, arguments.threads)
+    target = out / f"{arithmetic}-{name}.json"
+    result: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    if result.get("sha256") != reference["sha256"]:
+        result = {
+            "model": reference["model"],
+            "sha256": reference["sha256"],
+            "new_tokens": TOKENS,
+            "arithmetic": arithmetic,
+            "versions": {package: version(package) for package in ("jax", "jaxlib", "numpy")},
+            "prompts": [],
+        }
+    side = LocalGenerator(model, preset(arithmetic))
+    done = {row["name"] for row in result["prompts"]}
+    for prompt in reference["prompts"]:
+        if prompt["name"] in done:
+            continue
+        start = time.perf_counter()
+        row = verify(prompt, side)
+        result["prompts"].append(row)
+        write(target, result)
+        seconds = f"{time.perf_counter() - start:.0f} s"
+        print(f"{name} {arithmetic} {row['name']}: {row['equal_tokens']} equal, {seconds}", flush=True)
+    write(target, result)
+    (out / "README.md").write_text(readme(*found_in(out)), encoding="utf-8")
+
+
+def main() -> None:
     from aprjax.qwen2.compilation import enable_compilation_cache
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -224,33 +257,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     enable_compilation_cache()
     for name in arguments.models:
-        model = open_checkpoint(model_location(MODELS[name]))
-        reference = generated(arguments.out / f"llama.cpp-{name}.json", model, arguments.threads)
-        target = arguments.out / f"{arguments.arithmetic}-{name}.json"
-        result: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-        if result.get("sha256") != reference["sha256"]:
-            result = {
-                "model": reference["model"],
-                "sha256": reference["sha256"],
-                "new_tokens": TOKENS,
-                "arithmetic": arguments.arithmetic,
-                "versions": {name: version(name) for name in ("jax", "jaxlib", "numpy")},
-                "prompts": [],
-            }
-        side = LocalGenerator(model, preset(arguments.arithmetic))
-        done = {row["name"] for row in result["prompts"]}
-        for prompt in reference["prompts"]:
-            if prompt["name"] in done:
-                continue
-            start = time.perf_counter()
-            row = verify(prompt, side)
-            result["prompts"].append(row)
-            write(target, result)
-            seconds = time.perf_counter() - start
-            print(
-                f"{name} {arguments.arithmetic} {row['name']}: {row['equal_tokens']} equal, {seconds:.0f} s", flush=True
-            )
-    (arguments.out / "README.md").write_text(readme(*found_in(arguments.out)), encoding="utf-8")
+        measure(name, arguments)
     print(f"{arguments.out / 'README.md'} is written")
 
 

@@ -105,6 +105,9 @@ def generate(
     shown, rest = words.aligned(theirs.tokens[:common], (ours.tokens[common:], theirs.tokens[common:]))
     vocabularies = vocabulary_findings(model.checkpoint, ref.checkpoint, {*prompt, *theirs.tokens, *ours.tokens})
     verdict, reason = _verdict(first, (*tokens.findings, *vocabularies), ours, theirs, tokens=tokens)
+    if first is not None and first.kind is Kind.TOKEN and model.arithmetic != ref.arithmetic:
+        # Sigma is each arithmetic's own noise, not the distance between the two.
+        reason += f"; the model computes in {model.arithmetic.name} arithmetic, the reference in {ref.arithmetic.name}"
     compared = range(len(prompt) - 1, len(prompt) - 1 + max(common, 1))
     return GenerateReport(
         verdict=verdict,
@@ -327,14 +330,14 @@ def reason_of(first: FirstDifference, model_stop: Stop) -> str:
     if first.kind is Kind.STOP:
         who, other = ("model", "reference") if model_stop is Stop.TOKEN else ("reference", "model")
         return (
-            f"both choose {named[0]!r} as new token {first.step + 1}; it ends the {who}'s answer and not the "
+            f"both choose “{named[0]}” as new token {first.step + 1}; it ends the {who}'s answer and not the "
             f"{other}'s: their stop tokens differ"
         )
-    where = f"at new token {first.step + 1} the model says {named[0]!r} and the reference {named[1]!r}"
+    where = f"at new token {first.step + 1} the model says “{named[0]}” and the reference “{named[1]}”"
     if first.kind is Kind.NOT_FINITE:
         return f"at new token {first.step + 1} logits are no numbers, on {_whose(first)}"
     gap = f"across {first.gap:.3g} logits"
-    gap += "" if first.gap_in_sigmas is None else f" ({first.gap_in_sigmas:.1f} sigma)"
+    gap += "" if first.gap_in_sigmas is None else f" ({first.gap_in_sigmas:.3g} sigma)"
     if first.verdict is Verdict.NEAR_TIE:
         return f"{where}, {gap}: within the noise of these logits"
     rank = max(view.rank or 0 for view in (first.model, first.ref))

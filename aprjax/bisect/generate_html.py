@@ -135,7 +135,7 @@ def _views(first: FirstDifference | None) -> str:
         if view.margin is None or view.gap is None:
             continue
         rows.append(
-            f"<tr><td>{name}</td><td><code>{view.margin.top1} {escape(repr(piece))}</code></td>"
+            f"<tr><td>{name}</td><td><code>{view.margin.top1} {escape(f'“{piece}”')}</code></td>"
             f'<td class="number">{view.margin.margin:.4g}</td><td class="number">{view.rank}</td>'
             f'<td class="number">{view.gap:.4g}</td></tr>'
         )

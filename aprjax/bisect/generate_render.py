@@ -88,7 +88,7 @@ def _print_views(first: FirstDifference, report: GenerateReport, console: Consol
     for heading in ("margin", "other's rank", "gap", "sigma"):
         table.add_column(heading, justify="right")
     for name, view, piece in (("ref", first.ref, pieces[1]), ("model", first.model, pieces[0])):
-        chosen = "" if view.margin is None else f"{view.margin.top1} {piece!r}"
+        chosen = "" if view.margin is None else f"{view.margin.top1} “{piece}”"
         table.add_row(name, escape(chosen), *_numbers(view, report))
     console.print(table)
 
@@ -97,7 +97,7 @@ def _numbers(view: View, report: GenerateReport) -> list[str]:
     sigma = None if report.noise is None else report.noise["sigma"]
     if view.margin is None or view.gap is None:
         return ["–"] * 4
-    relative = f"{view.gap / sigma:.1f}" if sigma else "–"
+    relative = f"{view.gap / sigma:.3g}" if sigma else "–"
     return [f"{view.margin.margin:.4g}", str(view.rank), f"{view.gap:.4g}", relative]
 
 

@@ -22,6 +22,7 @@ from aprjax.bisect.generate_report import GenerateReport, Kind
 from aprjax.bisect.generate_text import Words, vocabulary_findings
 from aprjax.bisect.report import Verdict
 from aprjax.bisect.tokens import TokensReport
+from aprjax.qwen2 import PRESETS
 from aprjax.text import Tokenizer
 from aprjax.trace.generation import Stop, likeliest, rank_of
 
@@ -92,6 +93,14 @@ def test_a_near_tie_is_within_the_noise_as_both_see_it() -> None:
     # Where the model is sure of its own choice, the reference's doubt is no excuse.
     sure = compare(Table(but(counting, 4, push(30, 6.0))), ref, noise)
     assert sure.verdict is Verdict.DIVERGENCE
+
+
+def test_two_arithmetics_are_named_beside_a_difference() -> None:
+    changed = but(counting, 4, push(30, 9.0))
+    report = compare(Table(changed, arithmetic=PRESETS["float32"]), Table())
+    assert report.reason.endswith("; the model computes in float32 arithmetic, the reference in llama.cpp")
+    assert "computes in" not in compare(Table(changed), Table()).reason
+    assert "computes in" not in compare(Table(arithmetic=PRESETS["float32"]), Table()).reason
 
 
 def test_a_tie_of_three_is_no_near_tie() -> None:
