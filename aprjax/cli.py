@@ -16,10 +16,11 @@ from aprjax import cli_run
 from aprjax import cli_locate
 from aprjax import cli_chatml
 from aprjax import cli_generate
+from aprjax import cli_margins
 
 # isort: on
 from aprjax.cli_app import INTERNAL_ERROR, INTERRUPTED, READER_GONE, UNREADABLE, app, main
 
-COMMANDS = (cli_layers, cli_judging, cli_files, cli_tokens, cli_run, cli_locate, cli_chatml, cli_generate)
+COMMANDS = (cli_layers, cli_judging, cli_files, cli_tokens, cli_run, cli_locate, cli_chatml, cli_generate, cli_margins)
 
 __all__ = ["COMMANDS", "INTERNAL_ERROR", "INTERRUPTED", "READER_GONE", "UNREADABLE", "app", "main"]

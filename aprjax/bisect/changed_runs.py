@@ -102,7 +102,7 @@ def sweep(
     """The last hidden state by each variant; one layer is in memory at a time."""
     checkpoint, count = runner.checkpoint, len(tokens)
     layers = checkpoint.config.num_layers
-    embedded = embed_padded(checkpoint, tokens)
+    embedded = embed_padded(checkpoint, tokens, *(way.arithmetic for way in ways))
     hidden = [embedded for _ in ways]
     contexts = [causal_context(checkpoint.config, way.arithmetic, length=len(embedded)) for way in ways]
     for index in range(layers):
@@ -145,21 +145,23 @@ def _run(layer: DecoderLayer, hidden: np.ndarray, context: Context, way: Variant
 
 def _reordered(checkpoint: Checkpoint, layer: DecoderLayer, index: int, order: tuple[int, ...]) -> DecoderLayer:
     """The layer with its feed-forward neurons in another order: the same function, summed otherwise."""
-    rows = np.asarray(order)
-    gate, up = (_with_blocks(checkpoint.tensors[_name(index, part)], rows, None) for part in ("gate", "up"))
-    down = checkpoint.tensors[_name(index, "down")]
-    size = block_format(down.block_type).block_size
-    blocks = rows[::size] // size
-    mlp = FeedForward(Linear(gate), Linear(up), Linear(_with_blocks(down, None, blocks)))
+    gate, up, down = (Linear(pack(tensor)) for tensor in reordered(checkpoint, index, order).values())
+    mlp = FeedForward(gate, up, down)
     return DecoderLayer(layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, mlp)
 
 
-def _with_blocks(tensor: EncodedTensor, rows: np.ndarray | None, blocks: np.ndarray | None) -> PackedWeight:
-    """The matrix packed, with its rows or the blocks of every row in another order."""
-    held = tensor.packed()
-    moved = held[rows] if rows is not None else held[:, blocks]
-    release_pages(tensor.data)
-    return pack(replace(tensor, data=np.ascontiguousarray(moved).reshape(-1)))
+def reordered(checkpoint: Checkpoint, index: int, order: tuple[int, ...]) -> dict[str, EncodedTensor]:
+    """One layer's `gate`, `up` and `down` with the neurons in another order; blocks are moved, not encoded again."""
+    rows = np.asarray(order)
+    found = {}
+    for part in ("gate", "up", "down"):
+        tensor = checkpoint.tensors[_name(index, part)]
+        size = block_format(tensor.block_type).block_size
+        held = tensor.packed()
+        moved = held[:, rows[::size] // size] if part == "down" else held[rows]
+        release_pages(tensor.data)
+        found[part] = replace(tensor, data=np.ascontiguousarray(moved).reshape(-1))
+    return found
 
 
 def head_batches(

@@ -124,7 +124,7 @@ class LogitNoise:
 
 
 def measure_logit_noise(
-    model: Runner,
+    model: Runner | None,
     ref: Runner | None,
     tokens: Sequence[int],
     positions: Iterable[int] | None = None,
@@ -137,8 +137,8 @@ def measure_logit_noise(
     Both sides are measured where their arithmetics or block types differ, else the reference alone.
 
     Args:
-        model: one side.
-        ref: the other; None to measure one side alone.
+        model: one side; None to measure the other alone.
+        ref: the other; likewise.
         tokens: what both are fed.
         positions: where to measure; by default everywhere.
         steps: how many of the last tokens are also fed one at a time; 0 leaves that change out.
@@ -153,8 +153,13 @@ def measure_logit_noise(
     rows = list(range(len(ids)) if positions is None else positions)
     if not rows or min(rows) < 0 or max(rows) >= len(ids):
         raise ValueError(f"the positions ({len(rows)}) do not all lie within the {len(ids)} tokens")
-    sides = {"model": model} if ref is None else {"ref": ref, "model": model}
-    if ref is not None and model.arithmetic == ref.arithmetic and same_types(model.checkpoint, ref.checkpoint):
+    sides = {name: side for name, side in (("ref", ref), ("model", model)) if side is not None}
+    if (
+        ref is not None
+        and model is not None
+        and model.arithmetic == ref.arithmetic
+        and same_types(model.checkpoint, ref.checkpoint)
+    ):
         del sides["model"]
     changes: list[ChangeNoise] = []
     skipped: list[str] = []

@@ -23,7 +23,7 @@ def margins(
 def _margin(position: int, model: np.ndarray, ref: np.ndarray) -> MarginReport:
     ours, theirs = _best_two(model), _best_two(ref)
     delta = model.astype(np.float64) - ref.astype(np.float64)
-    log_p, log_q = _log_softmax(ref), _log_softmax(model)
+    log_p, log_q = log_softmax(ref), log_softmax(model)
     return MarginReport(
         position=position,
         model=ours,
@@ -46,7 +46,8 @@ def _best_two(logits: np.ndarray) -> SideMargin:
     return SideMargin(first, second, float(logits[first]) - float(logits[second]))
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: Float[np.ndarray, " vocab"]) -> Float[np.ndarray, " vocab"]:
+    """The natural logarithms of the probabilities, in float64."""
     x = logits.astype(np.float64)
     x = x - x.max()
     return x - np.log(np.exp(x).sum())

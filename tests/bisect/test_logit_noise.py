@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_checkpoint
 
-from aprjax.bisect.changed_runs import AS_IT_IS, DOUBLE, PERMUTED, REASSOCIATED, STEPWISE, Variant, sweep, variants
+from aprjax.bisect.changed_runs import (
+    AS_IT_IS,
+    DOUBLE,
+    PERMUTED,
+    REASSOCIATED,
+    STEPWISE,
+    Variant,
+    reordered,
+    sweep,
+    variants,
+)
 from aprjax.bisect.lockstep import Runner, arbiter
 from aprjax.bisect.logit_noise import (
     PLAUSIBLE,
@@ -30,7 +40,7 @@ from aprjax.qwen2.model import Qwen2, bucket, run_head, run_norm
 TOKENS = [5, 17, 300, 5, 256, 41, 99, 3, 250, 12, 7]
 # The same program as that of the change to float64 sums: a name of its own would compile it again.
 FLOAT64 = arbiter(PRESETS["float32"])
-QUANTIZED = tiny_checkpoint(types={"": "Q8_0"})
+PLAIN = tiny_checkpoint()
 
 
 def noise(checkpoint: Checkpoint, name: str, **options) -> LogitNoise:
@@ -85,7 +95,7 @@ def test_neurons_in_another_order_are_the_same_function() -> None:
     """In double precision nothing is left of the change; in float32 the last bits of it are."""
     distances = {}
     for arithmetic in (FLOAT64, PRESETS["float32"]):
-        runner = Runner(QUANTIZED, arithmetic)
+        runner = Runner(PLAIN, arithmetic)
         ways, skipped = variants(runner, 0)
         assert not skipped
         plain, permuted = (way for way in ways if way.name in (AS_IT_IS, PERMUTED))
@@ -96,12 +106,28 @@ def test_neurons_in_another_order_are_the_same_function() -> None:
     assert 1e-9 < distances["float32"] < 1e-5
 
 
+def test_whole_blocks_move_with_their_neurons() -> None:
+    """Nothing is encoded again: gate and up lose no row, down no column, and each block stays as it was."""
+    checkpoint = tiny_checkpoint(types={"": "Q8_0"})
+    order = (variants(Runner(checkpoint, PRESETS["llama.cpp"]), 0)[0][1]).order
+    assert order is not None
+    moved = reordered(checkpoint, 1, order)
+    for part, axis in (("gate", 0), ("up", 0), ("down", 1)):
+        name = f"model.layers.1.mlp.{part}_proj.weight"
+        expected = np.take(checkpoint.tensors[name].decode(), order, axis=axis)
+        np.testing.assert_array_equal(moved[part].decode(), expected)
+    # Blocks of 32 stay together, of weights and of the activations that they meet.
+    assert [order[at : at + 32] for at in range(0, 512, 32)] == [
+        tuple(range(order[at], order[at] + 32)) for at in range(0, 512, 32)
+    ]
+
+
 def test_one_position_at_a_time_is_decoding() -> None:
     """The states of the last positions give the logits that a decoder with a cache gives."""
-    runner = Runner(QUANTIZED, PRESETS["float32"])
+    runner = Runner(PLAIN, PRESETS["float32"])
     way = Variant(STEPWISE, runner.arithmetic, steps=3)
     hidden = sweep(runner, TOKENS, [way], lambda done, total: None)[0]
-    model = Qwen2(QUANTIZED, runner.arithmetic)
+    model = Qwen2(PLAIN, runner.arithmetic)
     cache = Cache.empty(model.config, bucket(len(TOKENS)), "float32")
     _, cache = extend(model, TOKENS[:8], cache)
     for position in range(8, 11):
@@ -112,7 +138,7 @@ def test_one_position_at_a_time_is_decoding() -> None:
 
 
 def test_rounding_is_all_that_decoded_arithmetic_makes_of_the_changes() -> None:
-    floor = noise(QUANTIZED, "float32", steps=3)
+    floor = noise(PLAIN, "float32", steps=3)
     assert [change.change for change in floor.changes] == [PERMUTED, DOUBLE, STEPWISE]
     # Logits are of the order of one; a unit in the last place of float32 is 1e-7 of that.
     assert 1e-8 < floor.sigma < 1e-5
@@ -124,7 +150,7 @@ def test_rounding_is_all_that_decoded_arithmetic_makes_of_the_changes() -> None:
 
 
 def test_both_sides_are_measured_where_they_are_not_of_one_kind() -> None:
-    single, double = Runner(QUANTIZED, PRESETS["float32"]), Runner(QUANTIZED, FLOAT64)
+    single, double = Runner(PLAIN, PRESETS["float32"]), Runner(PLAIN, FLOAT64)
     both = measure_logit_noise(double, single, TOKENS, [10], steps=0)
     assert [(change.side, change.change) for change in both.changes] == [
         ("ref", PERMUTED),
@@ -135,8 +161,8 @@ def test_both_sides_are_measured_where_they_are_not_of_one_kind() -> None:
     assert both.sigma == max(change.sigma for change in both.changes if change.side == "ref")
     alike = measure_logit_noise(double, double, TOKENS, [10], steps=0)
     assert {change.side for change in alike.changes} == {"ref"}
-    assert same_types(QUANTIZED, QUANTIZED)
-    assert not same_types(QUANTIZED, tiny_checkpoint(types={"": "Q8_0", "down_proj": "F32"}))
+    assert same_types(PLAIN, PLAIN)
+    assert not same_types(PLAIN, tiny_checkpoint(types={"down_proj": "Q8_0"}))
 
 
 def test_changes_that_do_not_apply_are_named_or_replaced() -> None:
@@ -144,12 +170,13 @@ def test_changes_that_do_not_apply_are_named_or_replaced() -> None:
     ways, skipped = variants(Runner(coarse, PRESETS["llama.cpp"]), 4)
     assert [way.name for way in ways] == [AS_IT_IS, DOUBLE, STEPWISE]
     assert skipped == [f"{PERMUTED}: the rows of down_proj have too few whole blocks"]
-    ways, skipped = variants(Runner(QUANTIZED, PRESETS["llama.cpp-exact"]), 0)
+    blocks = tiny_checkpoint(types={"": "Q8_0"})
+    ways, skipped = variants(Runner(blocks, PRESETS["llama.cpp-exact"]), 0)
     assert [way.name for way in ways] == [AS_IT_IS, REASSOCIATED, DOUBLE]
     assert not ways[1].arithmetic.exact
     # realizar quantizes 256 activations together: 512 neurons have no third group.
-    assert variants(Runner(QUANTIZED, PRESETS["realizar"]), 0)[1]
-    assert [way.name for way in variants(Runner(QUANTIZED, PRESETS["float64"]), 0)[0]] == [AS_IT_IS, PERMUTED]
+    assert variants(Runner(blocks, PRESETS["realizar"]), 0)[1]
+    assert [way.name for way in variants(Runner(PLAIN, PRESETS["float64"]), 0)[0]] == [AS_IT_IS, PERMUTED]
 
 
 def test_near_ties_are_within_reach_and_second_best() -> None:
@@ -168,6 +195,6 @@ def test_near_ties_are_within_reach_and_second_best() -> None:
 def test_positions_and_tokens_are_checked() -> None:
     for positions in ([], [11], [-1]):
         with pytest.raises(ValueError, match="11 tokens"):
-            noise(QUANTIZED, "float32", positions=positions)
+            noise(PLAIN, "float32", positions=positions)
     with pytest.raises(CheckpointError, match="999999"):
-        measure_logit_noise(Runner(QUANTIZED, PRESETS["float32"]), None, [1, 999999])
+        measure_logit_noise(Runner(PLAIN, PRESETS["float32"]), None, [1, 999999])
