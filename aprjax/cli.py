@@ -9,18 +9,30 @@ from __future__ import annotations
 # Each module registers its commands as it is imported; `--help` lists them in this order.
 # isort: off
 from aprjax import cli_layers
+from aprjax import cli_locate
+from aprjax import cli_attribute
 from aprjax import cli_judging
 from aprjax import cli_files
 from aprjax import cli_tokens
-from aprjax import cli_run
-from aprjax import cli_locate
 from aprjax import cli_chatml
+from aprjax import cli_run
 from aprjax import cli_generate
 from aprjax import cli_margins
 
 # isort: on
 from aprjax.cli_app import INTERNAL_ERROR, INTERRUPTED, READER_GONE, UNREADABLE, app, main
 
-COMMANDS = (cli_layers, cli_judging, cli_files, cli_tokens, cli_run, cli_locate, cli_chatml, cli_generate, cli_margins)
+COMMANDS = (
+    cli_layers,
+    cli_locate,
+    cli_attribute,
+    cli_judging,
+    cli_files,
+    cli_tokens,
+    cli_chatml,
+    cli_run,
+    cli_generate,
+    cli_margins,
+)
 
 __all__ = ["COMMANDS", "INTERNAL_ERROR", "INTERRUPTED", "READER_GONE", "UNREADABLE", "app", "main"]

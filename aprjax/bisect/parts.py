@@ -19,7 +19,9 @@ _GROUP = 256
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
+    """A head or a group of channels, and its columns."""
+
     name: str
     columns: slice
 
@@ -65,16 +67,21 @@ def _fewest(sums: np.ndarray) -> Sequence[int]:
     return [int(index) for index in np.sort(order[:needed])]
 
 
-def _units(stage: Stage, width: int, config: ModelConfig) -> tuple[str, list[_Unit]]:
+def stage_units(stage: Stage, width: int, config: ModelConfig) -> list[Unit]:
+    """The heads, or groups of 256 channels, of a stage's value."""
+    return _units(stage, width, config)[1]
+
+
+def _units(stage: Stage, width: int, config: ModelConfig) -> tuple[str, list[Unit]]:
     head = config.head_dim
     if stage in (Stage.QKV_MATMUL, Stage.QKV_BIAS):
         counts = (("q", config.num_heads), ("k", config.num_kv_heads), ("v", config.num_kv_heads))
         names = [f"{which} head {index}" for which, count in counts for index in range(count)]
-        return "heads", [_Unit(name, slice(i * head, (i + 1) * head)) for i, name in enumerate(names)]
+        return "heads", [Unit(name, slice(i * head, (i + 1) * head)) for i, name in enumerate(names)]
     if stage in (Stage.Q_POST_ROPE, Stage.K_POST_ROPE, Stage.ATTENTION):
-        return "heads", [_Unit(f"head {i}", slice(i * head, (i + 1) * head)) for i in range(width // head)]
+        return "heads", [Unit(f"head {i}", slice(i * head, (i + 1) * head)) for i in range(width // head)]
     if stage in (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX):
         keys = width // config.num_heads
-        return "heads", [_Unit(f"head {i}", slice(i * keys, (i + 1) * keys)) for i in range(config.num_heads)]
+        return "heads", [Unit(f"head {i}", slice(i * keys, (i + 1) * keys)) for i in range(config.num_heads)]
     starts = range(0, width, _GROUP)
-    return "channels", [_Unit(f"{s} to {min(s + _GROUP, width) - 1}", slice(s, s + _GROUP)) for s in starts]
+    return "channels", [Unit(f"{s} to {min(s + _GROUP, width) - 1}", slice(s, s + _GROUP)) for s in starts]

@@ -1,0 +1,87 @@
+"""The report of `attribute` for a terminal, and as a waterfall."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aprjax.bisect.attribute.report import AttributeReport
+from aprjax.bisect.locate_report import place
+from aprjax.bisect.report import Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def render(report: AttributeReport, console: Console, *, top: int = 12) -> None:
+    """Sides, the number, its largest shares with the runs that check them, and how far they add up; in 80 columns."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    for name, side in report.sides.items():
+        console.print(f"{name:5}  {escape(Path(side.path).name)} [dim]{escape(side.format)}, {side.arithmetic}[/]")
+    tokens = f"{len(report.prompt.tokens)} tokens, positions {', '.join(map(str, report.prompt.positions[:8]))}"
+    console.print(f"[dim]{tokens}; base network in {report.dtype}[/]")
+    if report.metric == "margin":
+        pair = f"of token {report.chosen[-1]} over token {report.rival[-1]}"
+    else:
+        pair = "from the reference, in nats"
+    console.print(
+        f"{report.metric} {pair}: {report.ref_value:.5g} in the reference, {report.model_value:.5g} in the model"
+    )
+    if report.contributions:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("stage", no_wrap=True)
+        for heading in ("share", "first order", "infects", "heals"):
+            table.add_column(heading, justify="right")
+        table.add_column("most of it", no_wrap=True)
+        for found in report.top(top):
+            checks = ["" if value is None else f"{value:+.3g}" for value in (found.infects, found.heals)]
+            most = found.parts[0][0] if len(found.parts) > 1 else ""
+            where = f"{most} at {found.positions[0][0]}".strip() if found.positions else most
+            shares = (f"{found.integrated:+.3g}", f"{found.first_order:+.3g}")
+            table.add_row(place(found.layer, found.stage), *shares, *checks, where)
+        rest = report.contributions[top:]
+        if rest:
+            table.add_row(f"{len(rest)} more", f"{sum(c.integrated for c in rest):+.3g}", "", "", "", "")
+        console.print(table)
+    by_source: dict[str, float] = {}
+    for found in report.contributions:
+        by_source[found.source] = by_source.get(found.source, 0.0) + found.integrated
+    for source, share in by_source.items():
+        console.print(f"from the {escape(source)}: {share:+.4g}")
+    passes = report.passes
+    console.print(f"[dim]{passes['forwards']} forward and {passes['backwards']} backward passes[/]")
+    colour = {Verdict.AGREE: "green", Verdict.DIVERGENCE: "red"}.get(report.verdict, "magenta")
+    console.print(f"[bold {colour}]{'MEASURED' if report.verdict is Verdict.AGREE else 'UNMEASURED'}[/]")
+    console.print(f"  {escape(report.reason)}")
+
+
+def write_waterfall(report: AttributeReport, path: Path, *, top: int = 16) -> None:
+    """A PNG: from the reference's number to the model's, one bar per share, largest first."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    from aprjax.checkpoint.atomic import atomic_file
+
+    shown, rest = report.contributions[:top], report.contributions[top:]
+    names = [place(c.layer, c.stage) for c in shown] + ([f"{len(rest)} more"] if rest else [])
+    sizes = [c.integrated for c in shown] + ([sum(c.integrated for c in rest)] if rest else [])
+    figure = Figure(figsize=(8, 0.9 + 0.28 * (len(names) + 2)), layout="constrained")
+    axes = figure.subplots()
+    level = report.ref_value
+    for row, size in enumerate(sizes, start=1):
+        axes.barh(row, size, left=level, color="#b2182b" if size < 0 else "#2166ac", height=0.7)
+        level += size
+    for row, value in ((0, report.ref_value), (len(names) + 1, report.model_value)):
+        axes.plot([value, value], [row - 0.4, row + 0.4], color="black", linewidth=2)
+    axes.set_yticks(range(len(names) + 2), ["reference", *names, "model"])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{report.metric} ({'nats' if report.metric == 'kl' else 'logits'})")
+    axes.set_title(f"{report.metric}: {report.change:+.4g}, shares miss {report.gap:.2%} of it", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    with atomic_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
