@@ -37,7 +37,7 @@ help:
 	@echo "peers      llama.cpp in three builds (once, about 10 minutes), transformers and torch beside it"
 	@echo "models     fetches $(MODELS)"
 	@echo "test       the quick tests"
-	@echo "test-real  the tests on real models and peers"
+	@echo "test-real  the tests on real models and peers, and those that compile for minutes"
 	@echo "lint       ruff and pyright"
 	@echo "demo       plants a fault in a real model and finds it"
 	@echo "bench      the benchmarks"
@@ -96,10 +96,10 @@ models: $(BIN)/.setup-done
 	set -e; for model in $(MODELS); do $(BIN)/python -m aprjax fetch $$model; done
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not real_model" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not real_model and not thorough" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-real: peers models
-	APRJAX_REQUIRE_MODELS=1 APRJAX_REQUIRE_PEERS=1 $(BIN)/python -m pytest -q -m real_model $(PYTEST_ARGS)
+	APRJAX_REQUIRE_MODELS=1 APRJAX_REQUIRE_PEERS=1 $(BIN)/python -m pytest -q -m "real_model or thorough" $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -27,6 +27,9 @@ from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 from aprjax.trace import MemoryTrace
 from aprjax.trace.sides import open_side
 
+# Each test compiles the tiny model several times over, forwards and backwards: the quick suite has one of them.
+thorough = pytest.mark.thorough
+
 TOKENS = TokensReport("tokens", None, "none", (3, 5, 7, 11, 13, 2))
 LAST = (len(TOKENS.ids) - 1,)
 
@@ -46,6 +49,7 @@ def attributed(model: Checkpoint, ref: Checkpoint, arithmetics: tuple[str, str],
     return attribute(*sides, tokens=TOKENS, positions=LAST, files=files, **options)  # pyright: ignore[reportArgumentType]
 
 
+@thorough
 def test_gradients_equal_finite_differences_at_every_stage(base: Checkpoint) -> None:
     model = PatchedModel(Runner(base, preset("float64")), TOKENS.ids, LAST, WeightSource(lambda name: False))
     logits = model.run()
@@ -80,7 +84,7 @@ def test_gradients_equal_finite_differences_at_every_stage(base: Checkpoint) -> 
         assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-6), (layer, stage)
 
 
-@pytest.mark.parametrize("kind", ["margin", "kl"])
+@pytest.mark.parametrize("kind", ["margin", pytest.param("kl", marks=thorough)])
 def test_a_planted_fault_gets_the_whole_change(base: Checkpoint, kind: str, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     report = attributed(scaled(base, name, 1.5), base, ("float32", "float32"), kind=kind, verify=1)
@@ -99,6 +103,7 @@ def test_a_planted_fault_gets_the_whole_change(base: Checkpoint, kind: str, tmp_
     assert (tmp_path / "waterfall.png").read_bytes().startswith(b"\x89PNG")
 
 
+@thorough
 def test_the_first_order_estimate_of_kl_is_blind_and_the_path_is_not(base: Checkpoint) -> None:
     model = scaled(base, "model.layers.1.mlp.up_proj.weight", 1.5)
     report = attributed(model, base, ("float32", "float32"), kind="kl", verify=0)
@@ -106,6 +111,7 @@ def test_the_first_order_estimate_of_kl_is_blind_and_the_path_is_not(base: Check
     assert report.gap < 0.01
 
 
+@thorough
 def test_drift_of_integer_arithmetic_adds_up(base: Checkpoint) -> None:
     report = attributed(base, base, ("llama.cpp", "float32"), steps=8, verify=3)
     assert report.gap < 0.01
@@ -121,6 +127,7 @@ def test_one_side_against_itself_has_nothing_to_attribute(base: Checkpoint) -> N
     assert (report.verdict, report.change, report.contributions) == (Verdict.AGREE, 0.0, ())
 
 
+@thorough
 def test_a_trace_is_a_side_too(base: Checkpoint) -> None:
     trace = open_side(str(base.path)).trace(list(TOKENS.ids))
     # llama.cpp's SwiGLU is one kernel: a trace without ffn_silu must do.

@@ -113,12 +113,16 @@ def test_a_config_key_is_one_cause_and_hides_no_other(base: Checkpoint) -> None:
     assert "rope_theta" in report.faults[0].cause
 
 
-@pytest.mark.parametrize("arithmetics", [("float32", "float32"), ("float32", "float64")])
+@pytest.mark.parametrize(
+    "arithmetics",
+    [("float32", "float32"), pytest.param(("float32", "float64"), marks=pytest.mark.thorough)],
+)
 def test_a_clean_pair_has_nothing_to_locate(base: Checkpoint, arithmetics: tuple[str, str]) -> None:
     report = located(base, base, arithmetics=arithmetics)
     assert (report.verdict, report.faults, report.runs) == (Verdict.AGREE, (), ())
 
 
+@pytest.mark.thorough
 def test_under_noise_a_fault_is_still_located(base: Checkpoint) -> None:
     model = scaled(base, "model.layers.1.mlp.up_proj.weight", 1.05)
     report = located(model, base, arithmetics=("float32", "float64"))
@@ -127,6 +131,7 @@ def test_under_noise_a_fault_is_still_located(base: Checkpoint) -> None:
     assert report.faults[0].after <= report.floor
 
 
+@pytest.mark.thorough
 def test_a_trace_is_a_reference_too(base: Checkpoint) -> None:
     trace = open_side(str(base.path)).trace(list(TOKENS.ids))
     arithmetic = preset(trace.info.arithmetic)
