@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from aprjax.bisect.generate_report import Continuation, FirstDifference, GenerateReport, Kind, Step, View
 from aprjax.bisect.generate_sides import Generator
 from aprjax.bisect.generate_text import Words, vocabulary_findings
 from aprjax.bisect.logit_noise import LogitNoise
-from aprjax.bisect.report import PromptInfo, SideMargin, Verdict, sided
+from aprjax.bisect.report import PromptInfo, SidedFinding, SideMargin, Verdict, sided
 from aprjax.bisect.tokens import TokensReport
 from aprjax.checkpoint.types import Finding
 from aprjax.trace.generation import Generated, Likeliest, Passes, Scored, Stop
@@ -41,7 +41,7 @@ class _Told:
         at: the first step at which it differs from the reference.
         passes: what it cost.
         confirmed: how it was computed.
-        noise: of the logits, if it was needed.
+        ref_choice: rank and logit of the reference's token at `at`, where the pass has told them.
     """
 
     tokens: tuple[int, ...]
@@ -50,7 +50,7 @@ class _Told:
     at: int | None
     passes: Passes
     confirmed: str
-    noise: LogitNoise | None
+    ref_choice: tuple[int, float] | None = None
 
 
 def generate(
@@ -62,6 +62,7 @@ def generate(
     ignore_stop: bool = False,
     step_by_step: bool = False,
     shared: str = "",
+    findings: Sequence[SidedFinding] = (),
     measure_noise: MeasureNoise,
 ) -> GenerateReport:
     """Compares the greedy continuations of two sides.
@@ -74,6 +75,7 @@ def generate(
         ignore_stop: both go on after tokens that end an answer.
         step_by_step: the model decodes by itself instead of verifying the reference's tokens in one pass.
         shared: why both sides compute the same numbers, if they do: then the model computes nothing.
+        findings: what is known of the files, for the report.
         measure_noise: gives the noise of the logits; called only if the two choose differently.
 
     Raises:
@@ -119,16 +121,19 @@ def generate(
         ignore_stop=ignore_stop,
         common_text=shown,
         continuations={
-            "model": Continuation(ours.tokens, words.text(ours.tokens), rest[0], ours.stop, ours.passes),
+            "model": Continuation(
+                ours.tokens, words.text(ours.tokens), rest[0], ours.stop, ours.passes + asked.looked(model)
+            ),
             "ref": Continuation(
-                theirs.tokens, words.text(theirs.tokens), rest[1], theirs.stop, asked.ref_passes(theirs)
+                theirs.tokens, words.text(theirs.tokens), rest[1], theirs.stop, theirs.passes + asked.looked(ref)
             ),
         },
         steps=steps,
         shared=shared,
         close_steps=close,
         noise=None if noise is None else noise.to_json(),
-        findings=tuple(sided(finding, "both") for finding in (*tokens.findings, *vocabularies)),
+        engines={name: side.engine for name, side in (("model", model), ("ref", ref)) if side.engine},
+        findings=(*findings, *(sided(finding, "both") for finding in (*tokens.findings, *vocabularies))),
         seconds={"reference": decoded - start, "model and noise": time.perf_counter() - decoded},
     )
 
@@ -152,12 +157,12 @@ class _Asked:
     ) -> None:
         self._model, self._ref, self._prompt = model, ref, prompt
         self._max_new_tokens, self._ignore_stop, self._measure = max_new_tokens, ignore_stop, measure_noise
-        self._more_ref_passes = Passes()
+        self._looked = {id(model): Passes(), id(ref): Passes()}
         self.noise: LogitNoise | None = None
 
-    def ref_passes(self, theirs: Generated) -> Passes:
-        """What the reference computed, looks at the model's choices included."""
-        return theirs.passes + self._more_ref_passes
+    def looked(self, side: Generator) -> Passes:
+        """What it cost to look up how a side ranks the other's choice."""
+        return self._looked[id(side)]
 
     def tell(self, theirs: Generated, *, shared: str, step_by_step: bool) -> _Told:
         """The model's continuation."""
@@ -173,7 +178,8 @@ class _Asked:
             return self._alone(theirs, scored.passes)
         choice = scored.likeliest.best[at]
         tokens, stop, passes = self._go_on((*theirs.tokens[:at], choice), scored.passes)
-        return _Told(tokens, stop, scored.likeliest.first(at + 1), at, passes, ONE_PASS, self.noise)
+        known = (int(scored.ranks[at]), float(scored.logits[at]))
+        return _Told(tokens, stop, scored.likeliest.first(at + 1), at, passes, ONE_PASS, known)
 
     def _within_noise(self, scored: Scored, theirs: Generated, at: int) -> bool:
         if not (scored.likeliest.finite[at] and theirs.likeliest.finite[at]):
@@ -186,7 +192,7 @@ class _Asked:
         self._model.forget()
         run = self._model.generate(self._prompt, self._max_new_tokens, ignore_stop=self._ignore_stop)
         at = _first_other(run.likeliest, theirs)
-        return _Told(run.tokens, run.stop, run.likeliest, at, before + run.passes, STEPWISE, self.noise)
+        return _Told(run.tokens, run.stop, run.likeliest, at, before + run.passes, STEPWISE)
 
     def _to_the_end(self, theirs: Generated, likeliest: Likeliest, passes: Passes, confirmed: str) -> _Told:
         """The model chooses all of the reference's tokens, and stops where its own file says so."""
@@ -198,7 +204,7 @@ class _Asked:
                 tokens, stop = tokens[: ends + 1], Stop.TOKEN
             elif stop is Stop.TOKEN:
                 tokens, stop, passes = self._go_on(tokens, passes)
-        return _Told(tokens, stop, likeliest, None, passes, confirmed, self.noise)
+        return _Told(tokens, stop, likeliest, None, passes, confirmed)
 
     def _go_on(self, chosen: tuple[int, ...], passes: Passes) -> tuple[tuple[int, ...], Stop, Passes]:
         """The model decodes after tokens that it has chosen."""
@@ -238,8 +244,8 @@ class _Asked:
             step=at,
             position=prompt - 1 + at,
             kind=Kind.TOKEN,
-            model=self._view(self._model, ours.likeliest, theirs.tokens[:at], at, other),
-            ref=self._view(self._ref, theirs.likeliest, theirs.tokens[:at], at, mine),
+            model=self._view(self._model, ours.likeliest, theirs.tokens[:at], other, ours.ref_choice),
+            ref=self._view(self._ref, theirs.likeliest, theirs.tokens[:at], mine, None),
             pieces=None if piece is None or its is None else (piece, its),
             verdict=Verdict.DIVERGENCE,
             confirmed=ours.confirmed,
@@ -254,18 +260,27 @@ class _Asked:
         sigmas = noise.in_sigmas(found.gap or 0.0)
         return replace(found, verdict=Verdict.NEAR_TIE if near else Verdict.DIVERGENCE, gap_in_sigmas=sigmas)
 
-    def _view(self, side: Generator, likeliest: Likeliest, common: tuple[int, ...], at: int, other: int) -> View:
+    def _view(
+        self,
+        side: Generator,
+        likeliest: Likeliest,
+        common: tuple[int, ...],
+        other: int,
+        told: tuple[int, float] | None,
+    ) -> View:
         """How a side sees the other's choice; a choice far down its list is looked up by one more pass."""
+        at = len(common)
         if not likeliest.finite[at]:
             return View(None, None, None)
-        margin = _margin(likeliest, at)
+        margin, best = _margin(likeliest, at), float(likeliest.logits[at, 0])
         known = [int(token) for token in likeliest.ids[at]]
         if other in known:
-            rank = known.index(other)
-            return View(margin, rank + 1, float(likeliest.logits[at, 0]) - float(likeliest.logits[at, rank]))
+            index = known.index(other)
+            return View(margin, index + 1, best - float(likeliest.logits[at, index]))
+        if told is not None:
+            return View(margin, told[0], best - told[1])
         scored = side.score((*self._prompt, *common), (other,))
-        if side is self._ref:
-            self._more_ref_passes += scored.passes
+        self._looked[id(side)] += scored.passes
         gap = float(scored.likeliest.logits[0, 0]) - float(scored.logits[0])
         return View(margin, int(scored.ranks[0]), gap)
 

@@ -17,8 +17,8 @@ from aprjax.bisect.generate_sides import Generator, LlamaGenerator, LocalGenerat
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.logit_noise import LogitNoise, measure_logit_noise
 from aprjax.bisect.open_sides import Opened, arithmetics, open_two
-from aprjax.bisect.report import Verdict
-from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.bisect.report import SidedFinding, Verdict, sided
+from aprjax.checkpoint.types import Checkpoint, CheckpointError, Finding
 from aprjax.console import show
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.compilation import enable_compilation_cache
@@ -63,6 +63,7 @@ def run_generate(
             runners = [Runner(side.checkpoint, side.arithmetic) for side in pair]
             return measure_logit_noise(runners[0], runners[1], fed, positions, progress=progress)
 
+        findings = _findings(sides, files)
         reports = [
             generate(
                 *pair,
@@ -71,6 +72,7 @@ def run_generate(
                 ignore_stop=ignore_stop,
                 step_by_step=step_by_step,
                 shared=shared,
+                findings=findings,
                 measure_noise=noise,
             )
             for asked in prompts
@@ -138,6 +140,14 @@ def generators(
         "the same bytes under the same arithmetic: one computation serves both sides" if same_bytes and alike else ""
     )
     return (model, ref), shared
+
+
+def _findings(sides: tuple[Opened, Opened], files: FilesReport) -> list[SidedFinding]:
+    about = [Finding("files-compared", "info", files.sentence()), *files.findings()]
+    found = [sided(finding, "both") for finding in about]
+    for name, side in zip(("model", "ref"), sides, strict=True):
+        found += [sided(finding, name) for finding in _file(side).findings]
+    return found
 
 
 def worst(reports: list[GenerateReport]) -> GenerateReport:

@@ -58,6 +58,7 @@ def summary_html(report: GenerateReport) -> str:
             for name in ("ref", "model")
         )
         texts = f'<pre>{escape(visible(report.common_text))}</pre><div class="two">{sides}</div>'
+    following = f"<p><strong>Next:</strong> {escape(report.next_step)}</p>" if report.next_step else ""
     passes = "".join(
         f"<tr><td>{name}</td><td>{len(side.tokens)}</td><td>{escape(str(side.stop))}</td>"
         f"<td>{escape(work(side.passes))}</td></tr>"
@@ -65,7 +66,7 @@ def summary_html(report: GenerateReport) -> str:
     )
     return (
         f'<h2>{escape(report.prompt.name)}: <span class="{verdict}">{verdict}{place}</span></h2>'
-        f"<p>{escape(report.reason)}</p>{_views(first)}{texts}"
+        f"<p>{escape(report.reason)}</p>{following}{_views(first)}{texts}"
         f"{_table(['side', 'new tokens', 'ended by', 'computed'], passes)}"
     )
 

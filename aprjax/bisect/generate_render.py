@@ -20,6 +20,8 @@ _STYLES = {
 }
 # Wider columns are no easier to compare.
 _COLUMN = 60
+# Findings shown; the JSON has all of them.
+_MOST_FINDINGS = 8
 
 
 def print_reports(reports: list[GenerateReport], console: Console) -> None:
@@ -31,10 +33,25 @@ def print_reports(reports: list[GenerateReport], console: Console) -> None:
         console.print(f"       [dim]{side.format}, {side.arithmetic} arithmetic, sha256 {side.sha256[:16]}…[/]")
     if reports[0].shared:
         console.print(f"[dim]{reports[0].shared}[/]")
-    for finding in dict.fromkeys(finding for report in reports for finding in report.findings):
-        console.print(f"{finding.severity} {escape(finding.message)} [dim]({finding.id})[/]")
+    _print_findings(reports, console)
     for report in reports:
         _print(report, console)
+
+
+def _print_findings(reports: list[GenerateReport], console: Console) -> None:
+    from rich.markup import escape
+
+    order = {"error": 0, "warning": 1, "info": 2}
+    found = dict.fromkeys(finding for report in reports for finding in report.findings)
+    rest = sorted((f for f in found if f.id != "files-compared"), key=lambda f: order[f.severity])
+    for finding in (f for f in found if f.id == "files-compared"):
+        console.print(f"files  {escape(finding.message)}")
+    for finding in rest[:_MOST_FINDINGS]:
+        side = f"{finding.side}: " if finding.side not in ("", "both") else ""
+        tensor = f"{finding.tensor}: " if finding.tensor and finding.tensor not in finding.message else ""
+        console.print(f"{finding.severity:7} {escape(f'{side}{tensor}{finding.message}')} [dim]({finding.id})[/]")
+    if len(rest) > _MOST_FINDINGS:
+        console.print(f"[dim]… and {len(rest) - _MOST_FINDINGS} more findings (all are in the JSON)[/]")
 
 
 def _print(report: GenerateReport, console: Console) -> None:
@@ -54,6 +71,8 @@ def _print(report: GenerateReport, console: Console) -> None:
     place = "" if first is None else f" at new token {first.step + 1}"
     console.print(f"[{_STYLES[report.verdict]}]{str(report.verdict).upper()}{place}[/]")
     console.print(f"  {escape(report.reason)}")
+    if report.next_step:
+        console.print(f"  next: {escape(report.next_step)}")
 
 
 def _print_texts(report: GenerateReport, console: Console) -> None:

@@ -142,6 +142,7 @@ class GenerateReport:
         close_steps: steps of the common part at which a margin lies within the noise: there the order of sums
             could have decided otherwise. None where the noise was not measured.
         noise: how the noise was measured; None where no difference asked for it.
+        engines: version, features and options of what ran outside aprjax, by side.
         findings: what was met on the way.
         seconds: by phase.
     """
@@ -159,6 +160,7 @@ class GenerateReport:
     shared: str = ""
     close_steps: tuple[int, ...] | None = None
     noise: dict[str, Any] | None = None
+    engines: dict[str, dict[str, str]] = field(default_factory=dict)
     findings: tuple[SidedFinding, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -168,6 +170,17 @@ class GenerateReport:
         margins = (m for step in self.steps for m in (step.model_margin, step.ref_margin) if m is not None)
         return min(margins, default=None)
 
+    @property
+    def next_step(self) -> str:
+        """What to do about a divergence; empty where there is nothing to."""
+        first = self.first_difference
+        if first is None or first.verdict is not Verdict.DIVERGENCE or first.kind is Kind.STOP:
+            return ""
+        return (
+            "`python -m bisect layers` on the tokens before it names the stage: --tokens with the JSON's "
+            f"`prompt.tokens` and the first {first.step} of `continuations.ref.tokens`"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The JSON contract `aprjax.generate/1`."""
         first = self.first_difference
@@ -175,6 +188,7 @@ class GenerateReport:
             "schema": SCHEMA,
             "verdict": str(self.verdict),
             "reason": self.reason,
+            "next_step": self.next_step or None,
             "first_difference": None if first is None else first.to_json(),
             "sides": {name: asdict(side) for name, side in self.sides.items()},
             "prompt": {
@@ -192,6 +206,7 @@ class GenerateReport:
             "shared": self.shared or None,
             "close_steps": None if self.close_steps is None else list(self.close_steps),
             "noise": self.noise,
+            "engines": self.engines,
             "findings": [finding.to_json() for finding in self.findings],
             "seconds": {key: round(value, 3) for key, value in self.seconds.items()},
         }

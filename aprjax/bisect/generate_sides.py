@@ -41,6 +41,11 @@ class Generator(Protocol):
     arithmetic: Arithmetic
 
     @property
+    def engine(self) -> dict[str, str]:
+        """Version, features and options of an engine, once it has run; nothing for aprjax."""
+        ...
+
+    @property
     def batching_rounds(self) -> bool:
         """Whether feeding many tokens at once may round otherwise than one at a time."""
         ...
@@ -86,6 +91,11 @@ class LocalGenerator:
     _model: Qwen2 | None = None
     _fed: list[int] = field(default_factory=list)
     _cache: Cache | None = None
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """Nothing: this is aprjax."""
+        return {}
 
     @property
     def batching_rounds(self) -> bool:
@@ -206,14 +216,18 @@ class LlamaGenerator:
         arithmetic: the preset that comes nearest to how it computes.
         options: how it runs.
         progress: told what is being computed.
-        engine: what ran, once it has.
     """
 
     checkpoint: Checkpoint
     arithmetic: Arithmetic
     options: LlamaOptions
     progress: Progress = _silent
-    engine: dict[str, str] = field(default_factory=dict)
+    _engine: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """What ran, once it has."""
+        return self._engine
 
     @property
     def batching_rounds(self) -> bool:
@@ -241,7 +255,7 @@ class LlamaGenerator:
         done = generate_llama_cpp(
             self.checkpoint.path, [prompt], max_new_tokens=max_new_tokens, ignore_stop=ignore_stop, options=self.options
         )
-        self.engine = done.engine
+        self._engine = done.engine
         return done.runs[0]
 
     def forget(self) -> None:
@@ -255,7 +269,7 @@ class LlamaGenerator:
         """
         self.progress("llama.cpp verifies in one pass", 0, 1)
         done = score_llama_cpp(self.checkpoint.path, [(prompt, given)], options=self.options)
-        self.engine = done.engine
+        self._engine = done.engine
         return done.runs[0]
 
 

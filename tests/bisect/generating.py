@@ -60,6 +60,7 @@ class Table:
     checkpoint: Checkpoint = field(default_factory=bare_checkpoint)
     arithmetic: Arithmetic = PRESETS["llama.cpp"]
     calls: list[str] = field(default_factory=list)
+    engine: dict[str, str] = field(default_factory=dict)
 
     @property
     def batching_rounds(self) -> bool:

@@ -76,6 +76,12 @@ def test_a_divergence_is_decoded_on_from_the_first_other_choice() -> None:
     assert report.continuations["model"].tokens == (3, 4, 5, 6, 30, 8, 9, 10, 11, 12, 13, 14)
     assert len(report.steps) == 4
     assert "more than the noise" in report.reason
+    assert "the first 4 of `continuations.ref.tokens`" in report.next_step
+    # Decoding by itself, the model too has to look up a choice that is far down its list.
+    model = Table(but(counting, 4, push(30, 9.0)))
+    hidden = compare(model, Table(but(counting, 4, push(38, 9.0))), step_by_step=True)
+    assert model.calls == ["forget", "generate 3", "score 7+1"]
+    assert hidden.continuations["model"].passes.batched == 2
 
 
 def test_a_near_tie_is_within_the_noise_as_both_see_it() -> None:
