@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from aprjax.text.degenerate import judge_text
 from aprjax.text.repetition import measure_repetition
 
 
@@ -113,3 +115,26 @@ def test_any_end_is_measured_by_the_book(pieces):
         assert (found.loop.tokens, found.loop.period, found.loop.end) == (covered, period, len(ids))
     if found.onset is not None:
         assert 0 <= found.onset < len(ids)
+
+
+COMPLETIONS = json.loads((Path(__file__).parent / "data" / "completions.json").read_text(encoding="utf-8"))
+# Grade, onset, the gate's rule, whether it may be wrong; judged by reading the texts.
+JUDGED = {
+    # A function and a main that prints it.
+    "fib": ("none", None, None, False),
+    # "4.", then the same question about another operation again and again: nothing that the gate sees.
+    "answer": ("mild", 17, None, False),
+    # The prompt is the story's loop already, and goes on to the end.
+    "ns": ("degenerate", 2, "fragment", False),
+    # great-great-great-… within a sentence, and then the sentence again.
+    "poem": ("degenerate", 102, "fragment", False),
+    # Sound code, whose indentation the gate takes for gibberish.
+    "hi": ("none", None, "fragment", True),
+}
+
+
+@pytest.mark.parametrize("completion", COMPLETIONS["completions"], ids=lambda completion: completion["name"])
+def test_real_completions_beside_the_gate(completion):
+    found, verdict = measure_repetition(completion["ids"]), judge_text(completion["text"])
+    judged = (found.grade, found.onset, verdict.rule, verdict.false_positive_risk is not None)
+    assert judged == JUDGED[completion["name"]]
