@@ -7,15 +7,16 @@ attention, over a cache of each sequence's own, tells sequences apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from aprjax.qwen2.arithmetic import Arithmetic
+from aprjax.qwen2.generate import generate, not_finite, room_after
 from aprjax.qwen2.loading import embed
 from aprjax.qwen2.model import Qwen2, bucket, precision_scope, run_head, run_layer, run_norm
 from aprjax.qwen2.modules import Context, DecoderLayer
@@ -45,14 +46,16 @@ def generate_batch(
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, as `generate_greedy` gives it for one.
 
-    Which sequences run together changes no bit with an `exact` arithmetic: its sums are in the engine's order,
-    whatever stands beside them. With the others it changes the rounding of float32 sums, so that the choice
-    between two near-equal logits may fall otherwise than alone.
+    Which sequences run together changes no bit with an `exact` arithmetic of the plain build: its sums are in the
+    engine's order, whatever stands beside them. An engine whose kernels depend on the batch
+    (`Arithmetic.depends_on_batch`) is asked for one sequence after the other, which costs as much as that. With the
+    other arithmetics the batch changes the rounding of float32 sums, so that the choice between two near-equal
+    logits may fall otherwise than alone.
 
     Args:
         model: the model.
         prompts: token ids, at least one each; lengths may differ.
-        max_new_tokens: the most tokens that each is continued by.
+        max_new_tokens: the most tokens that each is continued by; fewer where the context is full before.
         stop_ids: a sequence ends with the first of these, which is included.
         on_step: called after every step with the tokens that are done and the most there can be; a
             sequence that has ended counts as done to its budget.
@@ -61,11 +64,10 @@ def generate_batch(
         The continuations without the prompts, in the order of the prompts.
 
     Raises:
-        ValueError: a prompt is empty.
-        CheckpointError: a token lies outside the embedding.
+        CheckpointError: a prompt is empty or fills the context, a token lies outside the embedding, or
+            logits are not finite numbers.
     """
-    if not all(prompts):
-        raise ValueError("a prompt has no tokens, expected at least one")
+    room = [room_after(model.checkpoint, len(prompt)) for prompt in prompts]
     found: list[list[int]] = [[] for _ in prompts]
     if max_new_tokens < 1:
         return found
@@ -77,10 +79,21 @@ def generate_batch(
         if on_step is not None:
             on_step(done, len(prompts) * max_new_tokens)
 
+    if model.arithmetic.depends_on_batch:
+        for index, prompt in enumerate(prompts):
+            for token in generate(model, prompt, max_new_tokens=max_new_tokens, stop_ids=stop_ids):
+                found[index].append(token)
+                advance(1)
+            advance(max_new_tokens - len(found[index]))
+        return found
     for together in _waves(model, prompts, max_new_tokens):
-        wave = [list(prompts[index]) for index in together]
-        for index, tokens in zip(together, _decode_wave(model, wave, max_new_tokens, stop_ids, advance), strict=True):
-            found[index] = tokens
+        wave = [
+            _Sequence(list(prompts[index]), min(max_new_tokens, room[index]), max_new_tokens, stop_ids)
+            for index in together
+        ]
+        _decode(model, wave, advance)
+        for index, sequence in zip(together, wave, strict=True):
+            found[index] = sequence.tokens
     return found
 
 
@@ -106,6 +119,34 @@ def _waves(model: Qwen2, prompts: Sequence[Sequence[int]], max_new_tokens: int) 
                 yield order[:size]
                 order = order[size:]
                 break
+
+
+@dataclass
+class _Sequence:
+    """One prompt and its continuation so far.
+
+    Attributes:
+        prompt: token ids.
+        budget: the most tokens that it is continued by.
+        asked: the same before the context was looked at.
+        stop_ids: tokens that end it.
+        tokens: the continuation.
+    """
+
+    prompt: list[int]
+    budget: int
+    asked: int
+    stop_ids: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        return len(self.tokens) == self.budget or (bool(self.tokens) and self.tokens[-1] in self.stop_ids)
+
+    def take(self, token: int) -> int:
+        """Goes on by a token; how many of those that were asked for are done with it."""
+        self.tokens.append(token)
+        return 1 + (self.asked - len(self.tokens) if self.ended else 0)
 
 
 @dataclass
@@ -201,49 +242,38 @@ class _Batch:
             self.keys[index] = _chosen(self.keys[index], chosen)
             self.values[index] = _chosen(self.values[index], chosen)
 
-    def choose(self, hidden: Float[Array, "row hidden"]) -> Int[np.ndarray, " row"]:
-        """The most probable next token of every row."""
+    def choose(self, hidden: Float[Array, "row hidden"]) -> tuple[Int[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
+        """The likeliest next token of every row, and whether all its logits are finite."""
         arithmetic = self.model.arithmetic
         normed = run_norm(self.model.norm, hidden, arithmetic=arithmetic)
-        return np.asarray(_largest(run_head(self.model.head, normed, arithmetic=arithmetic)))
+        chosen, finite = _likeliest(run_head(self.model.head, normed, arithmetic=arithmetic))
+        return np.asarray(chosen), np.asarray(finite)
 
 
-def _decode_wave(
-    model: Qwen2,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    stop_ids: frozenset[int],
-    advance: Callable[[int], None],
-) -> list[list[int]]:
-    """Every sequence's continuation; `advance` is told of the tokens that are done."""
-    found: list[list[int]] = [[] for _ in prompts]
+def _decode(model: Qwen2, sequences: list[_Sequence], advance: Callable[[int], None]) -> None:
+    """Continues every sequence to its end; `advance` is told of the tokens that are done."""
     with precision_scope(model.arithmetic):
-        capacity = max(_capacity(len(prompt), max_new_tokens) for prompt in prompts)
-        batch = _Batch.empty(model, _power_of_two(len(prompts)), capacity)
-        hidden = batch.prefill(prompts)
-        sequences = list(range(len(prompts)))
+        capacity = max(_capacity(len(sequence.prompt), sequence.budget) for sequence in sequences)
+        batch = _Batch.empty(model, _power_of_two(len(sequences)), capacity)
+        hidden = batch.prefill([sequence.prompt for sequence in sequences])
+        rows = list(sequences)
         while True:
-            chosen = batch.choose(hidden)
-            going = []
-            for row, sequence in enumerate(sequences):
-                tokens = found[sequence]
-                if tokens and (tokens[-1] in stop_ids or len(tokens) == max_new_tokens):
+            chosen, finite = batch.choose(hidden)
+            for row, sequence in enumerate(rows):
+                if sequence.ended:
                     continue
-                tokens.append(int(chosen[row]))
-                ended = tokens[-1] in stop_ids or len(tokens) == max_new_tokens
-                advance(1 + max_new_tokens - len(tokens) if ended else 1)
-                if not ended:
-                    going.append(row)
+                if not finite[row]:
+                    raise not_finite(model.checkpoint, len(sequence.tokens))
+                advance(sequence.take(int(chosen[row])))
+            going = [row for row, sequence in enumerate(rows) if not sequence.ended]
             if not going:
-                return found
+                return
             if _power_of_two(len(going)) <= batch.rows // SHRINK:
                 batch.keep(going, _power_of_two(len(going)))
-                sequences = [sequences[row] for row in going]
+                rows = [rows[row] for row in going]
             # Rows that have ended go on with their last token, and padding with the first row's: nobody looks.
-            padding = [sequences[0]] * (batch.rows - len(sequences))
-            fed = [found[sequence][-1] for sequence in sequences + padding]
-            starts = [len(prompts[sequence]) + len(found[sequence]) - 1 for sequence in sequences + padding]
-            hidden = batch.step(fed, starts)
+            fed = rows + [rows[0]] * (batch.rows - len(rows))
+            hidden = batch.step([s.tokens[-1] for s in fed], [len(s.prompt) + len(s.tokens) - 1 for s in fed])
 
 
 @partial(jax.jit, donate_argnames=("keys", "values"), static_argnames=("arithmetic",))
@@ -279,5 +309,5 @@ def _chosen(cache: Array, rows: Int[Array, " row"]) -> Array:
 
 
 @jax.jit
-def _largest(logits: Float[Array, "row vocab"]) -> Int[Array, " row"]:
-    return jnp.argmax(logits, axis=-1)
+def _likeliest(logits: Float[Array, "row vocab"]) -> tuple[Int[Array, " row"], Bool[Array, " row"]]:
+    return jnp.argmax(logits, axis=-1), jnp.isfinite(logits).all(axis=-1)

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, ModelConfig
 from aprjax.qwen2.loading import embed
-from aprjax.qwen2.model import Qwen2, bucket, causal_context, precision_scope, run_head, run_layer, run_norm
+from aprjax.qwen2.model import Qwen2, bucket, precision_scope, run_head, run_layer, run_norm
+from aprjax.qwen2.modules import Context
+from aprjax.qwen2.rope import rope_tables
 from aprjax.qwen2.sampling import GREEDY, Sampler, Sampling
 
 
@@ -62,17 +64,19 @@ def extend_hidden(model: Qwen2, tokens: list[int], cache: Cache) -> tuple[Float[
         hidden = np.zeros((padded, model.config.hidden_size), np.float32)
         hidden[:count] = embed(model.checkpoint, tokens)
         hidden = jnp.asarray(hidden).astype(arithmetic.dtype)
-        context = causal_context(model.config, arithmetic, length=padded, start=start)
-        visible = jnp.arange(capacity)[None, :] <= start + jnp.arange(padded)[:, None]
+        # On the host: each small operation on the device costs as much as a layer's dispatch.
+        visible = np.arange(capacity)[None, :] <= start + np.arange(padded)[:, None]
+        cos, sin = rope_tables(
+            np.arange(start, start + padded),
+            theta=model.config.rope_theta,
+            head_dim=model.config.head_dim,
+            kind=arithmetic.rope,
+            dtype=arithmetic.dtype,
+        )
+        context = Context(*map(jnp.asarray, (cos, sin, visible)), start=jnp.asarray(np.int32(start)))
         keys, values = [], []
         for index, layer in enumerate(model.layers):
-            layer_context = replace(
-                context,
-                visible=visible,
-                keys=cache.keys[index],
-                values=cache.values[index],
-                start=jnp.asarray(start, jnp.int32),
-            )
+            layer_context = replace(context, keys=cache.keys[index], values=cache.values[index])
             hidden, (k, v), _ = run_layer(layer, hidden, layer_context, {}, {}, arithmetic=arithmetic, capture=False)
             keys.append(k)
             values.append(v)
@@ -135,11 +139,7 @@ class Generation:
             last, cache = extend(model, feed, cache)
             logits = np.asarray(last)
             if not np.isfinite(logits).all():
-                raise CheckpointError(
-                    f"the logits of token {len(self.tokens)} of the continuation are not finite",
-                    file=model.checkpoint.path,
-                    fix="`python -m aprjax inspect --values` finds weights that no sound model has",
-                )
+                raise not_finite(model.checkpoint, len(self.tokens))
             feed = [self._sampler.choose(logits)]
             self.tokens += feed
             if feed[0] in self._stop_ids:
@@ -172,6 +172,15 @@ def generate(
             the embedding; while iterating, where logits are not finite numbers.
     """
     return Generation(model, prompt, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling)
+
+
+def not_finite(checkpoint: Checkpoint, index: int) -> CheckpointError:
+    """The error of logits that are NaN or infinite at token `index` of a continuation."""
+    return CheckpointError(
+        f"the logits of token {index} of the continuation are not finite",
+        file=checkpoint.path,
+        fix="`python -m aprjax inspect --values` finds weights that no sound model has",
+    )
 
 
 def room_after(checkpoint: Checkpoint, length: int) -> int:

@@ -72,7 +72,7 @@ def test_little_memory_means_more_waves_and_the_same_tokens(
 def test_nothing_to_do(model: Qwen2) -> None:
     assert generate_batch(model, [], max_new_tokens=3) == []
     assert generate_batch(model, [[1], [2]], max_new_tokens=0) == [[], []]
-    with pytest.raises(ValueError, match="no tokens"):
+    with pytest.raises(CheckpointError, match="no tokens"):
         generate_batch(model, [[1], []], max_new_tokens=1)
 
 
@@ -93,6 +93,8 @@ def test_the_context_is_never_overrun(model: Qwen2, alone: list[list[int]]) -> N
     generation = generate(short, PROMPTS[1], max_new_tokens=BUDGET)
     assert [*generation] == alone[1][:3]
     assert generation.stop is Stop.CONTEXT
+    together = generate_batch(short, PROMPTS, max_new_tokens=BUDGET)
+    assert together == [tokens[: 10 - len(prompt)] for prompt, tokens in zip(PROMPTS, alone, strict=True)]
     with pytest.raises(CheckpointError, match="10 tokens, expected fewer than the context's 10"):
         generate(short, [1] * 10, max_new_tokens=1)
     with pytest.raises(CheckpointError, match="the prompt has no tokens"):
@@ -116,6 +118,8 @@ def test_logits_that_are_no_numbers_are_refused(model: Qwen2) -> None:
     broken = Qwen2(with_tensor(model.checkpoint, "model.norm.weight", weight))
     with pytest.raises(CheckpointError, match="not finite"):
         generate_greedy(broken, PROMPTS[1], max_new_tokens=2)
+    with pytest.raises(CheckpointError, match="not finite"):
+        generate_batch(broken, PROMPTS, max_new_tokens=2)
 
 
 def test_double_precision_batches_likewise() -> None:
