@@ -39,7 +39,7 @@ def tokenize_both(model: Checkpoint, ref: Checkpoint, *, name: str, text: str, t
     Raises:
         CheckpointError: neither side has a vocabulary, or the prompt has no tokens.
     """
-    wrapped = wrap(text, times)  # pyright: ignore[reportArgumentType] - the command line has checked it
+    wrapped = wrap(text, times)
     encoded: dict[str, list[int]] = {}
     findings: list[Finding] = []
     for side, checkpoint in (("ref", ref), ("model", model)):
