@@ -131,7 +131,8 @@ def compare_margins(
         bounds=bounds,
         noise=noise,
         findings=(
-            *findings_of(*pair, files, tokens),
+            # What a trace lacks beside the logits is no loss here.
+            *(found for found in findings_of(*pair, files, tokens) if found.id != "stages-unmeasured"),
             *([drift] if drift is not None else []),
             *_findings(fed, pieces, shared, noise, with_noise),
         ),
