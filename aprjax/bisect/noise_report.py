@@ -234,7 +234,7 @@ def _runs(model: Qwen2, tokens: list[int]) -> dict[str, Callable[[], Values]]:
         others["float64 sums"] = arbiter(arithmetic)
     else:
         others["float32 sums"] = replace(arithmetic, name="in float32", dtype="float32")
-    if arithmetic.matmul == "integer" and arithmetic.dtype == "float32":
+    if arithmetic.matmul == "integer" and arithmetic.activations == "engine" and arithmetic.dtype == "float32":
         name = "sums re-associated" if arithmetic.exact else "sums in llama.cpp's order"
         others[name] = replace(arithmetic, name=name, exact=not arithmetic.exact)
     if arithmetic.kv_cache != "float16":
@@ -245,6 +245,8 @@ def _runs(model: Qwen2, tokens: list[int]) -> dict[str, Callable[[], Values]]:
 
 
 def _engine_runs(checkpoint: Checkpoint, tokens: list[int]) -> dict[str, Callable[[], Values]]:
+    """The installed llama.cpp and its options, and the builds beside it that are there (`trace.llama_builds`)."""
+    from aprjax.trace.llama_builds import installed_builds
     from aprjax.trace.llama_cpp import LlamaOptions, run_llama_cpp
 
     options = {
@@ -254,6 +256,10 @@ def _engine_runs(checkpoint: Checkpoint, tokens: list[int]) -> dict[str, Callabl
         "llama.cpp, float16 KV and flash attention (against llama.cpp)": LlamaOptions(
             type_k="f16", type_v="f16", flash_attention=True
         ),
+        **{
+            f"llama.cpp, {name} build (against llama.cpp)": LlamaOptions(tiled=True, repack=True, library=str(folder))
+            for name, folder in installed_builds().items()
+        },
     }
     return {
         name: lambda chosen=chosen: run_llama_cpp(checkpoint.path, tokens, chosen).values

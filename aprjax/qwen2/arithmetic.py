@@ -148,7 +148,10 @@ PRESETS: dict[str, Arithmetic] = {
         # The build that `pip install llama-cpp-python` gives, on a processor without AVX-512; and one with it.
         _DEFAULT_BUILD,
         replace(_DEFAULT_BUILD, name="llama.cpp-default-avx512-exact", vectors="avx512"),
+        replace(_DEFAULT_BUILD, name="llama.cpp-default-flash-exact", kv_cache="float16", attention="flash"),
         _REALIZAR,
+        # The same with its integer dots in their own lanes and order, as far as they are known (docs/architecture.md).
+        replace(_REALIZAR, name="realizar-integer", matmul="integer"),
         # `AprTransformer::forward_traced`: decoded weights, float32 throughout.
         replace(_REALIZAR, name="realizar-f32", matmul="dequantize", activations="engine", norm="sequential"),
         # Activations as ggml's GPU kernels quantize them; the rest is float32.

@@ -166,21 +166,35 @@ def test_a_traces_file_is_found_by_its_digest(file: Checkpoint, other_file: Chec
     assert file_of(moved, file) is file
 
 
+PLAIN = {"type_k": "f32", "tiled": "False", "repack": "False", "flash_attention": "False"}
+DEFAULT = {"type_k": "f32", "tiled": "True", "repack": "True", "flash_attention": "False"}
+FLASH = {"type_k": "f16", "flash_attention": "True"}
+FEATURES = "CPU : AVX2 = 1 | LLAMAFILE = 1 | REPACK = 1 | "
+
+
 @pytest.mark.parametrize(
     ("name", "engine", "expected"),
     [
         ("float32", {}, "float32"),
-        ("llama.cpp (live)", {"type_k": "f32", "tiled": "False", "repack": "False", "flash_attention": "False"}, True),
-        ("llama.cpp (live)", {"type_k": "f32", "tiled": "True", "repack": "False", "flash_attention": "False"}, False),
+        ("llama.cpp (live)", PLAIN, "llama.cpp-exact"),
+        ("llama.cpp (live)", PLAIN | {"system_info": "CPU : AVX2 = 1 | "}, "llama.cpp-exact"),
+        ("llama.cpp (live)", PLAIN | {"system_info": "CPU : NEON = 1 | "}, "llama.cpp"),
+        ("llama.cpp (live)", PLAIN | FLASH, "llama.cpp-flash-exact"),
+        ("llama.cpp (live)", PLAIN | {"tiled": "True"}, "llama.cpp-exact[tiled]"),
+        ("llama.cpp (live)", DEFAULT | {"system_info": FEATURES}, "llama.cpp-default-exact"),
+        ("llama.cpp (live)", DEFAULT | {"system_info": FEATURES + "AVX512 = 1"}, "llama.cpp-default-avx512-exact"),
+        ("llama.cpp (live)", DEFAULT | FLASH | {"system_info": FEATURES}, "llama.cpp-default-flash-exact"),
+        # Weights are repacked only by a build that can, and only if asked to.
+        ("llama.cpp (live)", DEFAULT | {"system_info": "CPU : AVX2 = 1 | "}, "llama.cpp-exact[tiled]"),
+        # Position by position other kernels run than for all at once.
+        ("llama.cpp (live)", DEFAULT | {"system_info": FEATURES, "step": "1"}, "llama.cpp"),
         ("llama.cpp (live)", {}, "llama.cpp-f16"),
         ("an abacus", {}, None),
     ],
 )
 def test_the_arithmetic_that_a_trace_stands_for(
-    trace: MemoryTrace, name: str, engine: dict[str, str], expected: str | bool | None
+    trace: MemoryTrace, name: str, engine: dict[str, str], expected: str | None
 ) -> None:
-    if isinstance(expected, bool):
-        expected = "llama.cpp-exact" if expected else "llama.cpp"
     found = arithmetic_of(replace(trace, info=replace(trace.info, arithmetic=name, engine=engine)))
     assert (None if found is None else found.name) == expected
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -171,3 +177,20 @@ def adversarial_weights(name: str, columns: int, rng: np.random.Generator) -> np
     mixed[..., first:end] = scales.astype("<f2").view(np.uint8)
     mixed[3, 1:, first:end] = 0
     return np.concatenate([np.stack(rows), mixed])
+
+
+def run_jobs(library: Path, jobs: list[dict[str, Any]], arrays: dict[str, Any], *, tiled: bool, folder: Path) -> Any:
+    """Every job's result, by its number, of ggml in a process of its own."""
+    given, made = folder / "given.npz", folder / "made.npz"
+    np.savez(given, jobs=json.dumps(jobs), **arrays)
+    script = Path(__file__).with_name("ggml_products.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(library), str(given), str(made)],
+        env={**os.environ, "GGML_CPU_TILED_MM": "1" if tiled else "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(made) as results:
+        return [results[str(number)] for number in range(len(jobs))]

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +15,7 @@ from aprjax.blocks.exact import exact_matmul
 from aprjax.blocks.relay import relay
 from aprjax.blocks.twins import vec_dot
 
-from .support import adversarial_weights, bits, random_blocks, value_cases
+from .support import adversarial_weights, bits, random_blocks, run_jobs, value_cases
 
 RNG = np.random.default_rng
 WIDTH, ROWS = 512, 64
@@ -29,25 +23,7 @@ WIDTH, ROWS = 512, 64
 BATCHES = (11, 7, 3, 1)
 PLAIN = ("F32", "F16")
 
-Products = Callable[[str, str, np.ndarray, np.ndarray], np.ndarray]
 matmul = jax.jit(exact_matmul, static_argnames=("name", "kernel"))
-
-
-def run_jobs(library: Path, jobs: list[dict[str, Any]], arrays: dict[str, Any], *, tiled: bool, folder: Path) -> Any:
-    """Every job's result, by its number, of ggml in a process of its own."""
-    given, made = folder / "given.npz", folder / "made.npz"
-    np.savez(given, jobs=json.dumps(jobs), **arrays)
-    script = Path(__file__).with_name("ggml_products.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(library), str(given), str(made)],
-        env={**os.environ, "GGML_CPU_TILED_MM": "1" if tiled else "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(made) as results:
-        return [results[str(number)] for number in range(len(jobs))]
 
 
 def weights_and_activations() -> tuple[dict[str, np.ndarray], np.ndarray]:

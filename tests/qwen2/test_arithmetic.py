@@ -76,6 +76,24 @@ def test_a_choice_changes_the_operations_that_read_it_and_no_others(choice: str,
     assert {name for name in OPERATIONS if program(name, base) != program(name, changed)} == readers
 
 
+@pytest.mark.parametrize(
+    ("choice", "other", "readers"),
+    [
+        ("kernels", ("repack",), {"Q4_K"}),
+        ("kernels", ("tiled",), {"Q4_K", "Q6_K"}),
+        ("kernels", ("tinyblas",), {"F32", "values"}),
+        ("vectors", "avx512", {"softmax", "silu", "scores", "values", "F32"}),
+        ("attention", "flash", set()),  # read where the three operations are one: test_flash.py
+    ],
+)
+def test_a_builds_kernels_change_the_operations_that_run_on_them(choice: str, other: Any, readers: set[str]) -> None:
+    base = PRESETS["llama.cpp-exact"]
+    changed = replace(base, **{choice: other})
+    assert {name for name in OPERATIONS if program(name, base) != program(name, changed)} == readers
+    fast = replace(base, exact=False), replace(changed, exact=False)
+    assert [name for name in OPERATIONS if program(name, fast[0]) != program(name, fast[1])] == []
+
+
 def test_float64_knows_no_engines_rounding() -> None:
     with jax.enable_x64(True):
         plain = replace(PRESETS["llama.cpp"], dtype="float64", matmul="integer-as-float")
@@ -88,6 +106,8 @@ def test_realizar_multiplies_some_types_by_codes_and_others_by_floats() -> None:
     """kernels.md section 7: Q4_K and Q8_0 take quantized activations; Q6_K takes them as they are."""
     floats, codes = replace(PRESETS["realizar"], matmul="dequantize"), PRESETS["realizar"]
     assert {kind for kind in WEIGHTS if program(kind, floats) != program(kind, codes)} == {"Q4_K", "Q8_0"}
+    integers = PRESETS["realizar-integer"]
+    assert {kind for kind in WEIGHTS if program(kind, codes) != program(kind, integers)} == {"Q4_K", "Q8_0"}
 
 
 def test_presets_are_known_by_their_names() -> None:

@@ -14,6 +14,7 @@ import pytest
 from tiny import CONFIG, tiny_checkpoint, write_tiny
 
 import aprjax
+from aprjax.bisect.traced import arithmetic_of
 from aprjax.checkpoint.convert import convert
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, PRESETS, Arithmetic, Stage
@@ -48,8 +49,8 @@ def both_ways(
     Free-running goes through the padded bucket, the local one through exactly these tokens.
     """
     config, count = checkpoint.config, len(tokens)
-    free = jnp.asarray(embed_padded(checkpoint, tokens))
-    padded_context = causal_context(config, arithmetic, length=bucket(count))
+    free = jnp.asarray(embed_padded(checkpoint, tokens, arithmetic))
+    padded_context = causal_context(config, arithmetic, length=bucket(count, arithmetic))
     context = causal_context(config, arithmetic, length=count)
     theirs = live[OUTSIDE, Stage.EMBEDDING]
     yield (OUTSIDE, Stage.EMBEDDING), np.asarray(free[:count]), theirs
@@ -73,11 +74,12 @@ def both_ways(
 
 
 def mismatches(
-    path: Path, tokens: list[int], *, kv_cache: Literal["f32", "f16"] = "f32", locally: bool = True
-) -> tuple[dict[Key, tuple[int, int]], set[Key]]:
-    """Per node that is not the engine's: elements that differ free-running and locally; and all nodes compared."""
-    live = run_llama_cpp(path, tokens, LlamaOptions(type_k=kv_cache, type_v=kv_cache)).values
-    arithmetic = PRESETS["llama.cpp-exact" if kv_cache == "f32" else "llama.cpp-f16-exact"]
+    path: Path, tokens: list[int], options: LlamaOptions | None = None, *, locally: bool = True
+) -> tuple[dict[Key, tuple[int, int]], set[Key], Arithmetic]:
+    """Per node that is not the engine's: elements that differ free-running and locally; all nodes; the arithmetic."""
+    trace = run_llama_cpp(path, tokens, options)
+    live, arithmetic = trace.values, arithmetic_of(trace)
+    assert arithmetic is not None
     found, compared = {}, set()
     for key, free, local in both_ways(aprjax.open(path), live, tokens, arithmetic, locally=locally):
         compared.add(key)
@@ -86,7 +88,7 @@ def mismatches(
         if any(counts):
             found[key] = counts
     assert compared == set(live)
-    return found, compared
+    return found, compared, arithmetic
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +104,21 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.llama_cpp
 def test_a_tiny_model_is_the_engines(llama_cpp: ModuleType, tiny_gguf: Path) -> None:
-    found, compared = mismatches(tiny_gguf, TINY_TOKENS, locally=False)
+    found, compared, arithmetic = mismatches(tiny_gguf, TINY_TOKENS, locally=False)
+    assert arithmetic == PRESETS["llama.cpp-exact"]
     assert found == {}
     assert (0, Stage.ATTN_SOFTMAX) in compared
+
+
+@pytest.mark.llama_cpp
+def test_a_tiny_model_is_the_default_builds(
+    llama_cpp: ModuleType, llama_build: Callable[[str], Path], tiny_gguf: Path
+) -> None:
+    """Eight rows that are multiplied by fours, and three alone; tiles; tinyBLAS."""
+    options = LlamaOptions(tiled=True, repack=True, library=str(llama_build("avx2")))
+    found, _, arithmetic = mismatches(tiny_gguf, TINY_TOKENS, options, locally=False)
+    assert arithmetic == PRESETS["llama.cpp-default-exact"]
+    assert found == {}
 
 
 @pytest.mark.real_model
@@ -135,5 +149,6 @@ def test_every_node_and_the_logits_are_the_engines(
     assert len(tokens) == {"four": 4, "program": 79, "chat": 15}[prompt]
     # Where every free-running node is the engine's, its inputs are, too: the local values are those. They are
     # computed apart once for each model, because that is another program.
-    found, _ = mismatches(path, tokens, kv_cache=kv_cache, locally=prompt != "program" and kv_cache == "f32")
+    options = LlamaOptions(type_k=kv_cache, type_v=kv_cache)
+    found, _, _ = mismatches(path, tokens, options, locally=prompt != "program" and kv_cache == "f32")
     assert found == {}
