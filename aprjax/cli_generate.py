@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ from aprjax.cli_options import (
     check_prompt,
     token_ids,
 )
+from aprjax.console import show
 
 # As many as `benchmarks/generation_parity.py` asks for.
 DEFAULT_NEW_TOKENS = 128
@@ -58,9 +60,10 @@ def generate(
     """
     check_prompt(prompt, prompt_file, tokens, wrap)
     check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
-    from aprjax.bisect.generate_command import run_generate
+    from aprjax.bisect.generate_command import combined_json, run_generate, worst
+    from aprjax.bisect.generate_render import print_reports
 
-    return run_generate(
+    reports = run_generate(
         model=model,
         ref=ref,
         max_new_tokens=max_new_tokens,
@@ -76,3 +79,10 @@ def generate(
         json_out=json_out,
         report=report,
     )
+    document = combined_json(reports)
+    show(lambda console: print_reports(reports, console), document, json_out)
+    if report is not None:
+        from aprjax.bisect.generate_html import write_report
+
+        print(f"report: {write_report(reports, document, report)}", file=sys.stderr)
+    return worst(reports).verdict.exit_code

@@ -1,8 +1,7 @@
-"""What `python -m bisect generate` does: open, tokenize, decode, verify, show, write, and give the exit code."""
+"""What `python -m bisect generate` does before it prints: open, tokenize, decode, verify."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ from aprjax.bisect.asked import asked_prompts, check_destinations
 from aprjax.bisect.counted import Progress, counted_progress
 from aprjax.bisect.files import FilesReport, compare_files
 from aprjax.bisect.generate import generate
-from aprjax.bisect.generate_html import write_report
-from aprjax.bisect.generate_render import print_reports
 from aprjax.bisect.generate_report import GenerateReport
 from aprjax.bisect.generate_sides import Generator, LlamaGenerator, LocalGenerator, require_room
 from aprjax.bisect.lockstep import Runner
@@ -19,7 +16,6 @@ from aprjax.bisect.logit_noise import LogitNoise, measure_logit_noise
 from aprjax.bisect.open_sides import Opened, arithmetics, open_two
 from aprjax.bisect.report import SidedFinding, Verdict, sided
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, Finding
-from aprjax.console import show
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.loading import require_runnable
@@ -41,8 +37,13 @@ def run_generate(
     step_by_step: bool = False,
     json_out: str | None = None,
     report: Path | None = None,
-) -> int:
-    """Runs `generate` as the command line asks; see `aprjax.cli_generate` for the options. Returns the exit code."""
+) -> list[GenerateReport]:
+    """Runs `generate` as the command line asks; see `aprjax.cli_generate` for the options. A report per prompt.
+
+    Raises:
+        CheckpointError: a side cannot be read or cannot generate, the prompt does not fit, an engine failed, or
+            `json_out` and `report`, where the results are to go, could not be written.
+    """
     check_destinations(json_out, report)
     enable_compilation_cache()
     sides = open_two(model, ref)
@@ -64,7 +65,7 @@ def run_generate(
             return measure_logit_noise(runners[0], runners[1], fed, positions, progress=progress)
 
         findings = _findings(sides, files)
-        reports = [
+        return [
             generate(
                 *pair,
                 tokens=asked,
@@ -77,14 +78,6 @@ def run_generate(
             )
             for asked in prompts
         ]
-    document = combined_json(reports)
-    if json_out != "-" or report is None:
-        show(lambda console: print_reports(reports, console), document, json_out)
-    else:
-        show(lambda console: None, document, json_out)
-    if report is not None:
-        print(f"report: {write_report(reports, document, report)}", file=sys.stderr)
-    return worst(reports).verdict.exit_code
 
 
 def require_generator(side: Opened) -> None:
