@@ -33,7 +33,7 @@ from aprjax.blocks.fused import fused_multiply_add
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, join_planes
 
-__all__ = ["exact_dot", "exact_dot_f16", "exact_dot_f32", "exact_matmul"]
+__all__ = ["exact_dot", "exact_dot_f16", "exact_dot_f32", "exact_matmul", "vec_dot_piece"]
 
 
 def _lane_weights(piece: Relaid) -> Any:
@@ -82,8 +82,8 @@ def _six_bit_integers(activations: Any, weights: Any, sums: Any, group_scales: A
     return (lower.astype(jnp.int32) + upper.astype(jnp.int32) - offsets).astype(jnp.float32)
 
 
-def _piece_product(piece: Relaid, quantized: ActivationBlocks) -> Any:
-    """All tokens by one piece of rows: float32 `[tokens, rows]`."""
+def vec_dot_piece(piece: Relaid, quantized: ActivationBlocks, add_lanes: Any = add_eight) -> Any:
+    """All tokens by one piece of rows: float32 `[tokens, rows]`; `add_lanes` is how the eight lanes become one sum."""
     name = piece.name
     tokens, rows = quantized.codes.shape[0], piece.chunk_rows
 
@@ -126,7 +126,7 @@ def _piece_product(piece: Relaid, quantized: ActivationBlocks) -> Any:
         by_block(quantized.sums),
     )
     (lanes, lows), _ = lax.scan(scan_block, start, steps)
-    total = add_eight(lanes)
+    total = add_lanes(lanes)
     if low_sums == 4:
         total = total + add_four(lows)
     elif low_sums == 1:
@@ -146,7 +146,7 @@ def _exact_matmul(name: str, kernel: ProductKernel, packed: Relaid, x: Any) -> A
     activation = block_format(name).activation
     assert activation is not None
     quantized = QUANTIZERS[activation](x)
-    multiply = tiled_piece if kernel.integers == "tiled" else _piece_product
+    multiply = tiled_piece if kernel.integers == "tiled" else vec_dot_piece
     return over_pieces(packed, tokens, lambda piece: multiply(piece, quantized))
 
 

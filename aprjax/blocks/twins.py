@@ -198,6 +198,23 @@ def vec_dot(name: str, packed: np.ndarray, x: np.ndarray) -> np.ndarray:
     width = packed.shape[-2] * blocks.block_size
     if x.shape[-1] != width:
         raise ValueError(f"{name} weights of {packed.shape[-2]} blocks take x[…, {width}], found {list(x.shape)}")
+    return dot_of_blocks(name, packed, QUANTIZERS[blocks.activation](x))
+
+
+def dot_of_blocks(name: str, packed: np.ndarray, activations: ActivationBlocks) -> np.ndarray:
+    """`vec_dot` of activations that are quantized already, by whatever rule."""
+    unpack = block_format(name).unpack
+    assert unpack is not None
     # Infinite scales and sums beyond float32 give infinities and NaN, as in ggml.
     with np.errstate(over="ignore", invalid="ignore"):
-        return _TWINS[name](blocks.unpack(packed), QUANTIZERS[blocks.activation](x))
+        return _TWINS[name](unpack(packed), activations)
+
+
+def running_lanes(name: str, packed: np.ndarray, activations: ActivationBlocks) -> np.ndarray:
+    """The eight running sums of a type without minimums, before they are added: float32 `[…, 8]`."""
+    unpack = block_format(name).unpack
+    assert unpack is not None
+    sums = _NOTHING
+    for pair in block_pairs(unpack(packed), activations):
+        sums = _accumulate(pair.scale, _lane_sums(pair.products), sums)
+    return np.asarray(sums)

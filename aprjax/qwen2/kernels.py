@@ -229,4 +229,6 @@ def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmeti
         if arithmetic.exact and arithmetic.emulates:
             return exact_matmul(name, weight, x, kernel)
         return integer_matmul(name, weight, x).astype(arithmetic.dtype)
+    if arithmetic.activations == "realizar" and arithmetic.matmul == "integer" and arithmetic.emulates:
+        return straight_through(partial(realizar.integer_matmul, weight), partial(float_matmul, name, weight))(x)
     return float_matmul(name, weight, _through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)

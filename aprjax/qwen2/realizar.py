@@ -13,7 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from aprjax.blocks.activations import ActivationBlocks
+from aprjax.blocks.exact import vec_dot_piece
+from aprjax.blocks.exact_pieces import add_eight, over_pieces
 from aprjax.blocks.fused import fused_multiply_add
+from aprjax.blocks.relay import Relaid
 from aprjax.qwen2.rounding import added, narrow, wide
 
 # Which activation blocks each weight type takes. The others are multiplied as float32: Q5_K and Q6_K decoded
@@ -40,6 +44,28 @@ def quantize(x: Float[Array, "position width"], size: int) -> tuple[Array, Array
     # Exact: the fraction of a float32 is one.
     away = jnp.where(jnp.abs(scaled - whole) >= 0.5, jnp.sign(scaled), 0)
     return jnp.clip(whole + away, -_LARGEST_CODE - 1, _LARGEST_CODE).astype(jnp.int8), scale
+
+
+def integer_matmul(weight: Relaid, x: Float[Array, "position in"]) -> Float[Array, "position out"]:
+    """`x W^T` by integer dots: Q4_K, Q4_0 and Q8_0, activations quantized by `quantize`.
+
+    Q4_K is ggml's own kernel (`ggml_style_q4k_q8k_dot_avx2_raw`): its lanes, its fused sums, its order. Q4_0 and
+    Q8_0 have a fused multiply-add per block and are added by `hadd`; that their lanes hold the same four
+    neighbours as ggml's, and that the halves of the register are added first, is assumed.
+    """
+    size = ACTIVATION_BLOCKS[weight.name]
+    codes, scale = quantize(x, size)
+    # realizar stores no sums of the codes: it makes them when the minimums need them.
+    sums = codes.reshape(*codes.shape[:-1], -1, 16).sum(axis=-1, dtype=jnp.int16) if weight.name == "Q4_K" else None
+    quantized = ActivationBlocks(codes, scale, sums)
+    add_lanes = add_eight if weight.name == "Q4_K" else _add_by_hadd
+    return over_pieces(weight, x.shape[0], lambda piece: vec_dot_piece(piece, quantized, add_lanes))
+
+
+def _add_by_hadd(lanes: Any) -> Any:
+    """Halves of the register, then neighbours, twice: float32 `[8, …]` -> `[…]`."""
+    four = lanes[0:4] + lanes[4:8]
+    return (four[0] + four[1]) + (four[2] + four[3])
 
 
 def rms_norm_sequential(x: Float[Array, "position hidden"], weight: Array, eps: Any) -> Array:

@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from aprjax.blocks.activations import ActivationBlocks
 from aprjax.blocks.float_twins import fused_multiply_add, vec_dot_f32
+from aprjax.blocks.twins import dot_of_blocks, running_lanes
 
 _ONE = np.float32(1)
 
@@ -106,6 +108,17 @@ def realizar_blocks(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     # Exact in float64; ties go away from zero.
     nearest = np.copysign(np.floor(np.abs(scaled).astype(np.float64) + 0.5), scaled)
     return np.clip(nearest, -128, 127).astype(np.int8), scale
+
+
+def realizar_dot(name: str, packed: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Realizar's integer dots of rows, `[…, width]` -> `[…]`: Q4_K as ggml's, Q4_0 and Q8_0 added by `hadd`."""
+    codes, scale = realizar_blocks(x, 256 if name == "Q4_K" else 32)
+    if name == "Q4_K":
+        sums = codes.reshape(*codes.shape[:-1], 16, 16).sum(axis=-1, dtype=np.int16)
+        return dot_of_blocks(name, packed, ActivationBlocks(codes, scale, sums))
+    lanes = running_lanes(name, packed, ActivationBlocks(codes, scale))
+    four = lanes[..., :4] + lanes[..., 4:]
+    return (four[..., 0] + four[..., 1]) + (four[..., 2] + four[..., 3])
 
 
 def realizar_norm_sequential(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:

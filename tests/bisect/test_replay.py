@@ -224,6 +224,7 @@ def test_the_head_is_replayed_some_positions_at_a_time(
     save(damaged, tmp_path / "saved.safetensors")
     whole = replay(damaged, file, LLAMA)
     monkeypatch.setattr("aprjax.bisect.lockstep.LOGIT_ROWS", 4)
+    monkeypatch.setattr("aprjax.bisect.lockstep._LEAST_ROWS", 1)
     for trace in (damaged, Trace.load(tmp_path / "saved.safetensors")):
         report = replay(trace, file, LLAMA)
         assert unexplained(report) == [(OUTSIDE, Stage.LM_HEAD)]

@@ -10,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aprjax.blocks import block_format, dequantize
+from aprjax.blocks.exact_pieces import add_eight
+from aprjax.blocks.relay import relay
+from aprjax.blocks.twins import vec_dot
 from aprjax.qwen2 import engine, realizar, twins
 from aprjax.qwen2.rope import rope_tables
 from aprjax.qwen2.rounding import wide
@@ -142,6 +146,34 @@ def test_realizars_activation_blocks(size: int) -> None:
     assert np.array_equal(codes, expected[0])
     assert same(scale, expected[1])
     assert expected[0][5, 0, 16] == 1  # 0.5 goes away from zero; half to even would give 0
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q4_0", "Q8_0"])
+def test_realizars_integer_dots(name: str) -> None:
+    x, blocks = rows(width=512)[:5], block_format(name)
+    packed = RNG(10).integers(0, 256, (40, 512 // blocks.block_size, blocks.block_bytes), dtype=np.uint8)
+    # The scales, of which Q4_K has two, come first.
+    for start in (0, 2) if name == "Q4_K" else (0,):
+        scales = RNG(start).normal(0, 0.01, packed.shape[:2]).astype("<f2")
+        packed[..., start : start + 2] = scales[..., None].view(np.uint8)
+    relaid = relay(name, packed)
+    ours = np.asarray(jax.jit(lambda x: realizar.integer_matmul(relaid, x))(x))
+    assert same(ours, twins.realizar_dot(name, packed[None], x[:, None]))
+    # What realizar quantizes, multiplied and added in float64: all but the rounding of the sums.
+    codes, scale = twins.realizar_blocks(x, realizar.ACTIVATION_BLOCKS[name])
+    values = (codes * scale.astype(float)[..., None]).reshape(x.shape)
+    exact = values @ dequantize(name, packed.reshape(-1), (40, 512)).astype(float).T
+    assert (np.abs(ours - exact) <= 1e-6 * np.abs(exact).max(axis=1, keepdims=True)).all()
+    # ggml's scales of Q8_0 are float16: the two are told apart.
+    ggml = vec_dot(name, packed[None], x[:, None])
+    far = np.abs(ours - ggml).max() / np.abs(exact).max()
+    assert far < 1e-6 if name == "Q4_K" else 1e-6 < far < 1e-2
+
+
+def test_realizars_lanes_are_added_by_halves_and_then_neighbours() -> None:
+    lanes = np.float32([2**24, 1, -(2**24), 1, 0, 0, 0, 0])
+    assert float(realizar._add_by_hadd(jax.numpy.asarray(lanes))) == 1.0
+    assert float(add_eight(lanes)) == 2.0
 
 
 def test_realizars_norms() -> None:

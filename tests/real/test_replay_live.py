@@ -12,22 +12,27 @@ import pytest
 from aprjax.bisect.cause import MATMUL_STAGES
 from aprjax.bisect.layers import layers
 from aprjax.bisect.lockstep import Runner
+from aprjax.bisect.metrics import relative_l2
 from aprjax.bisect.noise_report import measure_noise
 from aprjax.bisect.replay import replay
+from aprjax.bisect.replay_run import replay_layers
 from aprjax.bisect.report import Verdict
 from aprjax.bisect.tokens import TokensReport
 from aprjax.bisect.traced import Traced, arithmetic_of
 from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint
-from aprjax.qwen2 import PRESETS, Stage
-from aprjax.trace.llama_cpp import LlamaOptions, run_llama_cpp
+from aprjax.qwen2 import OUTSIDE, PRESETS, Stage
+from aprjax.text import Tokenizer, wrap
+from aprjax.text.probes import PROBES
+from aprjax.trace.llama_cpp import LlamaOptions, run_llama_cpp, save_llama_cpp
 from aprjax.trace.memory import MemoryTrace
 
 pytestmark = [pytest.mark.real_model, pytest.mark.llama_cpp, pytest.mark.usefixtures("llama_library")]
 
 TOKENS = [3838, 374, 220, 17]
-# Whole nodes' relative L2 under re-associated sums: the fast path's aim is 3e-7. Measured on these tokens: 3.4e-7 at
-# the worst ffn_out, whose sums of 4864 products ggml keeps in float32; below 3e-7 at every other stage.
+# Whole nodes' relative L2 under re-associated sums: the fast path's aim is 3e-7, and it keeps that from the exact sums.
+# ggml's own lanes do not: measured 3.4e-7 at the worst ffn_out on these tokens (5.8e-7 at an attn_out of the 1.5B),
+# so that much lies between the two, however near to exact the fast path is.
 AIM, AIM_FFN_OUT = 3e-7, 4e-7
 
 
@@ -59,6 +64,42 @@ def test_every_node_is_explained_within_rounding_by_the_fast_preset(file: Checkp
             assert node.rel_l2 <= (AIM_FFN_OUT if node.stage is Stage.FFN_OUT else AIM), (node.layer, node.stage)
 
 
+@pytest.mark.parametrize(
+    ("model", "tokens"), [("qwen2.5-coder-0.5b", 79), ("qwen2.5-coder-1.5b", 15)], ids=["0.5b-79", "1.5b-chatml"]
+)
+def test_longer_and_larger_traces_are_explained_to_the_bit(
+    model_path: Callable[[str], Path], tmp_path: Path, model: str, tokens: int
+) -> None:
+    checkpoint = open_checkpoint(model_path(model))
+    text = PROBES[-1].text if tokens > 15 else wrap(PROBES[0].text, "once")
+    ids = Tokenizer.from_checkpoint(checkpoint).encode(text)[:tokens]
+    assert len(ids) == tokens
+    live = save_llama_cpp(checkpoint.path, ids, tmp_path / "live.safetensors")
+    report = replay(live, checkpoint, PRESETS["llama.cpp-exact"])
+    assert report.verdict is Verdict.AGREE
+    assert report.mismatches == 0
+    assert sum(node.mismatches is not None for node in report.nodes) == 3 + checkpoint.config.num_layers * 16
+
+
+def test_where_the_fast_preset_is_beyond_its_aim_the_engine_is_the_farther_from_exact_sums(
+    file: Checkpoint, trace: MemoryTrace
+) -> None:
+    beyond = 0
+    for replayed in replay_layers(trace, file, (PRESETS["llama.cpp"],)):
+        if replayed.layer == OUTSIDE:
+            continue
+        ours, exact = replayed.compute(0, frozenset()), replayed.judge(0, frozenset())
+        for stage in MATMUL_STAGES & replayed.traced.keys():
+            own, engines = (relative_l2(value[stage], exact[stage]) for value in (ours, replayed.traced))
+            assert own is not None
+            assert engines is not None
+            assert own <= AIM, (replayed.layer, stage)
+            if (relative_l2(ours[stage], replayed.traced[stage]) or 0) > AIM:
+                beyond += 1
+                assert engines > own, (replayed.layer, stage)
+    assert beyond > 0
+
+
 def test_auto_tells_integer_dots_from_float_activations(file: Checkpoint, trace: MemoryTrace) -> None:
     report = replay(trace, file, [PRESETS[name] for name in ("float32", "llama.cpp")])
     assert report.verdict is Verdict.AGREE
@@ -70,9 +111,13 @@ def test_auto_tells_integer_dots_from_float_activations(file: Checkpoint, trace:
 def test_llama_cpp_with_flash_attention_and_its_own_file_do_not_diverge(file: Checkpoint) -> None:
     fused = run_llama_cpp(file.path, TOKENS, LlamaOptions(type_k="f16", type_v="f16", flash_attention=True))
     arithmetic = arithmetic_of(fused)
-    assert arithmetic == PRESETS["llama.cpp-f16"]
+    assert arithmetic == PRESETS["llama.cpp-flash-exact"]
     tokens = TokensReport("test", None, "none", tuple(TOKENS))
     report = layers(Traced(fused, file, arithmetic), Runner(file, arithmetic), tokens=tokens, positions=(0, 1, 2, 3))
+    assert report.verdict is Verdict.AGREE
+    # Judged by an arithmetic that has no such attention, it is a matter of the floor.
+    plain = PRESETS["llama.cpp-f16"]
+    report = layers(Traced(fused, file, plain), Runner(file, plain), tokens=tokens, positions=(0, 1, 2, 3))
     assert report.verdict in (Verdict.AGREE, Verdict.NEAR_TIE)
 
 
