@@ -256,7 +256,8 @@ class _Asked:
             both = all(view.gap is None for view in views)
             return replace(found, kind=Kind.NOT_FINITE, verdict=Verdict.UNMEASURED if both else Verdict.DIVERGENCE)
         noise = self._known_noise(theirs, at)
-        near = all(noise.is_near_tie(view.gap or 0.0, view.rank or 0) for view in views)
+        # Both gaps, as in `margins`: where the reference is undecided and the model is sure, noise explains nothing.
+        near = noise.is_near_tie(found.gap or 0.0, found.ref.rank or 0)
         sigmas = noise.in_sigmas(found.gap or 0.0)
         return replace(found, verdict=Verdict.NEAR_TIE if near else Verdict.DIVERGENCE, gap_in_sigmas=sigmas)
 
@@ -355,8 +356,8 @@ def reason_of(first: FirstDifference, model_stop: Stop) -> str:
     gap += "" if first.gap_in_sigmas is None else f" ({first.gap_in_sigmas:.3g} sigma)"
     if first.verdict is Verdict.NEAR_TIE:
         return f"{where}, {gap}: within the noise of these logits"
-    rank = max(view.rank or 0 for view in (first.model, first.ref))
-    lower = "" if rank <= 2 else f"; one side ranks the other's choice {rank}"
+    rank = first.ref.rank or 0
+    lower = "" if rank <= 2 else f"; the reference ranks the model's choice {rank}"
     return f"{where}, {gap}: more than the noise of these logits explains{lower}"
 
 
