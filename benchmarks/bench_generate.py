@@ -1,10 +1,11 @@
 """Decoding speed against llama.cpp on the same file, alone and many sequences at once.
 
-    python benchmarks/bench_generate.py [--model qwen2.5-coder-0.5b] [--tokens 64] [--repeats 3]
+    python benchmarks/bench_generate.py [--model qwen2.5-coder-0.5b] [--tokens 64] [--repeats 3] [--pair]
 
 Both decode greedily after the same prompt, in turns within one run, with as many threads as there are cores. llama.cpp
 is the build that is installed, float32 cache, flash attention off; loading, prefill and compilation are left out of
-both. The last lines set a step of many sequences beside a prefill of as many tokens, which reads the weights as often.
+both. Then a step of many sequences stands beside a prefill of as many tokens, which reads the weights as often.
+With --pair, `generate` on the file and its `.apr` is timed from outside, everything included but compilation.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import aprjax
 from aprjax.checkpoint.fetch import model_location
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--arithmetic", default="llama.cpp,float32")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pair", action="store_true")
     options = parser.parse_args()
     enable_compilation_cache()
     path, cores = model_location(options.model), os.cpu_count() or 1
@@ -104,7 +108,23 @@ def main() -> None:
         )
     for name, model in models.items():
         for width in WIDTHS:
-            print(f"  {name:20} {width:3} at once: {together(model, prompt, width)}")
+            print(f"  {name:20} {width:3} at once: {together(model, prompt, width)}", flush=True)
+    if options.pair:
+        models.clear()
+        taken = pair(path, options.tokens)
+        print(f"  generate on an agreeing pair, {options.tokens} tokens: {taken:.1f} s;", end=" ")
+        print(f"{taken / engine * (options.tokens - 1) / options.tokens:.1f} times llama.cpp's decode")
+
+
+def pair(path: Path, count: int) -> float:
+    """Seconds of `bisect generate` on a file and its conversion, the second time: programs are compiled then."""
+    with tempfile.TemporaryDirectory() as folder:
+        apr = Path(folder) / "model.apr"
+        aprjax_ = [sys.executable, "-m", "aprjax"]
+        subprocess.run([*aprjax_, "convert", "--keep-blocks", str(path), str(apr)], check=True, capture_output=True)
+        command = [*aprjax_, "generate", "--model", str(apr), "--ref", str(path), "--prompt", PROMPT, "--ignore-stop"]
+        command += ["--max-new-tokens", str(count)]
+        return min(seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(2))
 
 
 def ours(model: Qwen2, prompt: list[int], count: int) -> tuple[float, list[int]]:
