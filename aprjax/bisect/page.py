@@ -41,8 +41,10 @@ def table(head: Iterable[str], rows: str, *, numbers: bool = False) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits; a dash for what was not measured."""
-    return "–" if value is None else f"{value:.4g}"
+    """Four digits, counts in full; a dash for what was not measured."""
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def number_cells(values: Iterable[float | None]) -> str:
