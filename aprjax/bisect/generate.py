@@ -107,7 +107,7 @@ def generate(
     shown, rest = words.aligned(theirs.tokens[:common], (ours.tokens[common:], theirs.tokens[common:]))
     vocabularies = vocabulary_findings(model.checkpoint, ref.checkpoint, {*prompt, *theirs.tokens, *ours.tokens})
     verdict, reason = _verdict(first, (*tokens.findings, *vocabularies), ours, theirs, tokens=tokens)
-    if first is not None and first.kind is Kind.TOKEN and model.arithmetic != ref.arithmetic:
+    if tokens.agree and first is not None and first.kind is Kind.TOKEN and model.arithmetic != ref.arithmetic:
         # Sigma is each arithmetic's own noise, not the distance between the two.
         reason += f"; the model computes in {model.arithmetic.name} arithmetic, the reference in {ref.arithmetic.name}"
     compared = range(len(prompt) - 1, len(prompt) - 1 + max(common, 1))
@@ -167,13 +167,14 @@ class _Asked:
     def tell(self, theirs: Generated, *, shared: str, step_by_step: bool) -> _Told:
         """The model's continuation."""
         if shared:
-            return self._to_the_end(theirs, theirs.likeliest, Passes(), ONE_PASS)
+            return self._to_the_end(theirs, theirs.likeliest, Passes())
         if step_by_step:
             return self._alone(theirs, Passes())
         scored = self._model.score(self._prompt, theirs.tokens)
         at = _first_other(scored.likeliest, theirs)
-        if at is None:
-            return self._to_the_end(theirs, scored.likeliest, scored.passes, ONE_PASS)
+        ends = self._model_ends(theirs.tokens)
+        if at is None or (ends is not None and ends < at):
+            return self._to_the_end(theirs, scored.likeliest, scored.passes)
         if self._model.batching_rounds and self._within_noise(scored, theirs, at):
             return self._alone(theirs, scored.passes)
         choice = scored.likeliest.best[at]
@@ -194,17 +195,21 @@ class _Asked:
         at = _first_other(run.likeliest, theirs)
         return _Told(run.tokens, run.stop, run.likeliest, at, before + run.passes, STEPWISE)
 
-    def _to_the_end(self, theirs: Generated, likeliest: Likeliest, passes: Passes, confirmed: str) -> _Told:
-        """The model chooses all of the reference's tokens, and stops where its own file says so."""
-        tokens, stop = theirs.tokens, theirs.stop
-        if not self._ignore_stop:
-            stop_ids = self._model.stop_ids
-            ends = next((step for step, token in enumerate(tokens) if token in stop_ids), None)
-            if ends is not None:
-                tokens, stop = tokens[: ends + 1], Stop.TOKEN
-            elif stop is Stop.TOKEN:
-                tokens, stop, passes = self._go_on(tokens, passes)
-        return _Told(tokens, stop, likeliest, None, passes, confirmed)
+    def _model_ends(self, tokens: tuple[int, ...]) -> int | None:
+        """The first step at which a token ends the model's answer."""
+        if self._ignore_stop:
+            return None
+        stop_ids = self._model.stop_ids
+        return next((step for step, token in enumerate(tokens) if token in stop_ids), None)
+
+    def _to_the_end(self, theirs: Generated, likeliest: Likeliest, passes: Passes) -> _Told:
+        """The model chooses the reference's tokens, and stops where its own file says so."""
+        tokens, stop, ends = theirs.tokens, theirs.stop, self._model_ends(theirs.tokens)
+        if ends is not None:
+            tokens, stop = tokens[: ends + 1], Stop.TOKEN
+        elif stop is Stop.TOKEN:
+            tokens, stop, passes = self._go_on(tokens, passes)
+        return _Told(tokens, stop, likeliest, None, passes, ONE_PASS)
 
     def _go_on(self, chosen: tuple[int, ...], passes: Passes) -> tuple[tuple[int, ...], Stop, Passes]:
         """The model decodes after tokens that it has chosen."""

@@ -181,6 +181,16 @@ def test_other_stop_tokens_are_the_difference(shared: str, step_by_step: bool) -
     assert compare(Table(stop_ids=eight), Table(stop_ids=eight), **options).verdict is Verdict.AGREE
 
 
+@pytest.mark.parametrize("step_by_step", [False, True])
+def test_an_answer_that_has_ended_is_not_compared_further(step_by_step: bool) -> None:
+    changed = but(counting, 8, push(30, 9.0))
+    model = Table(changed, stop_ids=frozenset((8,)))
+    report = compare(model, Table(), step_by_step=step_by_step)
+    assert report.first_difference is not None
+    assert (report.first_difference.kind, report.first_difference.step) == (Kind.STOP, 5)
+    assert report.continuations["model"].tokens == (3, 4, 5, 6, 7, 8)
+
+
 def test_a_difference_at_the_last_token_and_at_a_stop_token() -> None:
     report = compare(Table(but(counting, 11, push(30, 9.0))), Table())
     assert report.first_difference is not None
