@@ -60,8 +60,8 @@ class Arithmetic:
         kernels: what llama.cpp's build has beside `vec_dot`, and the run allows: `repack`ed weights, `tiled` K-quants,
             `tinyblas` (`aprjax.blocks.default_twins`). They differ in the order of their sums alone: read if `exact`.
         attention: `plain`: scores, softmax and weighted values are three operations; `flash`: one kernel
-            (`aprjax.qwen2.flash`, to the bit with or without `exact`), with a float16 cache. It keeps its sums in
-            float16 for fewer than 64 queries. Scores and probabilities are then those of a plain attention, which
+            (`aprjax.qwen2.flash`), with a float16 cache. For fewer than 64 queries it keeps its sums in float16, to
+            the bit with or without `exact`. Scores and probabilities are then those of a plain attention, which
             nothing is computed from.
         vectors: the processor's, as llama.cpp was compiled for them: with AVX-512 the polynomial exponential rounds
             otherwise, and sums of floats have 16 lanes.

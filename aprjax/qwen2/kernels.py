@@ -131,6 +131,9 @@ def flash_attention(
         probabilities = functional.masked_softmax(functional.attention_scores(q, k), visible)
         return functional.weighted_values(probabilities, v)
 
+    if not arithmetic.exact and q.shape[0] >= flash.TILE:
+        # Everything is float32 there, so that only the order of the sums is ggml's own.
+        return equation(q, k, v, visible)
     return straight_through(partial(flash.flash_attention, vectors=arithmetic.vectors), equation)(q, k, v, visible)
 
 
@@ -230,5 +233,6 @@ def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmeti
             return exact_matmul(name, weight, x, kernel)
         return integer_matmul(name, weight, x).astype(arithmetic.dtype)
     if arithmetic.activations == "realizar" and arithmetic.matmul == "integer" and arithmetic.emulates:
-        return straight_through(partial(realizar.integer_matmul, weight), partial(float_matmul, name, weight))(x)
+        # The weight is an argument: what is traced must not be closed over.
+        return straight_through(realizar.integer_matmul, partial(float_matmul, name))(weight, x)
     return float_matmul(name, weight, _through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)
