@@ -117,9 +117,7 @@ _LLAMA_CPP = Arithmetic(
     exponential="polynomial",
     softmax="double-sum",
 )
-_DEFAULT_BUILD = replace(
-    _LLAMA_CPP, name="llama.cpp-default-exact", exact=True, kernels=("repack", "tiled", "tinyblas")
-)
+_DEFAULT_BUILD = replace(_LLAMA_CPP, name="llama.cpp-default", exact=True, kernels=("repack", "tiled", "tinyblas"))
 # realizar's `OwnedQuantizedModel::forward_cached` (kernels.md section 7).
 _REALIZAR = Arithmetic(
     "realizar",
@@ -145,10 +143,11 @@ PRESETS: dict[str, Arithmetic] = {
         # With flash attention.
         replace(_LLAMA_CPP, name="llama.cpp-flash", kv_cache="float16", attention="flash"),
         replace(_LLAMA_CPP, name="llama.cpp-flash-exact", kv_cache="float16", attention="flash", exact=True),
-        # The build that `pip install llama-cpp-python` gives, on a processor without AVX-512; and one with it.
+        # The build that `pip install llama-cpp-python` gives, on a processor without AVX-512, and on one with it.
+        # Always exact: its kernels differ from the plain build's in the order of their sums alone.
         _DEFAULT_BUILD,
-        replace(_DEFAULT_BUILD, name="llama.cpp-default-avx512-exact", vectors="avx512"),
-        replace(_DEFAULT_BUILD, name="llama.cpp-default-flash-exact", kv_cache="float16", attention="flash"),
+        replace(_DEFAULT_BUILD, name="llama.cpp-default-avx512", vectors="avx512"),
+        replace(_DEFAULT_BUILD, name="llama.cpp-default-flash", kv_cache="float16", attention="flash"),
         _REALIZAR,
         # The same with its integer dots in their own lanes and order, as far as they are known (docs/architecture.md).
         replace(_REALIZAR, name="realizar-integer", matmul="integer"),

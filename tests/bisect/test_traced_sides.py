@@ -181,9 +181,9 @@ FEATURES = "CPU : AVX2 = 1 | LLAMAFILE = 1 | REPACK = 1 | "
         ("llama.cpp (live)", PLAIN | {"system_info": "CPU : NEON = 1 | "}, "llama.cpp"),
         ("llama.cpp (live)", PLAIN | FLASH, "llama.cpp-flash-exact"),
         ("llama.cpp (live)", PLAIN | {"tiled": "True"}, "llama.cpp-exact[tiled]"),
-        ("llama.cpp (live)", DEFAULT | {"system_info": FEATURES}, "llama.cpp-default-exact"),
-        ("llama.cpp (live)", DEFAULT | {"system_info": FEATURES + "AVX512 = 1"}, "llama.cpp-default-avx512-exact"),
-        ("llama.cpp (live)", DEFAULT | FLASH | {"system_info": FEATURES}, "llama.cpp-default-flash-exact"),
+        ("llama.cpp (live)", DEFAULT | {"system_info": FEATURES}, "llama.cpp-default"),
+        ("llama.cpp (live)", DEFAULT | {"system_info": FEATURES + "AVX512 = 1"}, "llama.cpp-default-avx512"),
+        ("llama.cpp (live)", DEFAULT | FLASH | {"system_info": FEATURES}, "llama.cpp-default-flash"),
         # Weights are repacked only by a build that can, and only if asked to.
         ("llama.cpp (live)", DEFAULT | {"system_info": "CPU : AVX2 = 1 | "}, "llama.cpp-exact[tiled]"),
         # Position by position other kernels run than for all at once.

@@ -84,7 +84,7 @@ def test_every_node_of_the_avx2_build_is_explained_to_the_bit(
     # Three tokens more than fours; with flash attention more than its tile of 64 queries.
     tokens = encode_prompt(checkpoint, "word " * 80, "none")[: 67 if flash_attention else 11]
     trace = run_llama_cpp(path, tokens, options)
-    arithmetic = PRESETS["llama.cpp-default-flash-exact" if flash_attention else "llama.cpp-default-exact"]
+    arithmetic = PRESETS["llama.cpp-default-flash" if flash_attention else "llama.cpp-default"]
     assert arithmetic_of(trace) == arithmetic
     report = replay(trace, checkpoint, arithmetic)
     assert report.verdict is Verdict.AGREE
@@ -126,4 +126,4 @@ def test_both_sides_are_given_the_builds_arithmetic(
     path = model_path("qwen2.5-coder-0.5b")
     sides = open_two(f"llama.cpp[library={llama_build('avx2')},repack,tiled]:{path}", str(path))
     chosen = arithmetics(sides, None, both=None, model=None, ref=None)
-    assert chosen == (PRESETS["llama.cpp-default-exact"],) * 2
+    assert chosen == (PRESETS["llama.cpp-default"],) * 2
