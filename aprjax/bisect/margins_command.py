@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,13 @@ from aprjax.bisect.margins_report import SCHEMA, FedTokens, MarginsReport
 from aprjax.bisect.open_sides import Opened, arithmetics, open_two, run_side
 from aprjax.bisect.report import Verdict
 from aprjax.bisect.tokens import TokensReport, tokenize_both
-from aprjax.bisect.traced import Side
+from aprjax.bisect.traced import Side, Traced
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic, preset
 from aprjax.qwen2.compilation import enable_compilation_cache
+from aprjax.qwen2.stages import Stage
 from aprjax.text.prompt import read_prompt_file
+from aprjax.trace.llama_cpp import save_llama_cpp
 
 Sides = tuple[Opened, Opened]
 RunBy = tuple[Arithmetic | None, Arithmetic | None]
@@ -202,7 +204,15 @@ def _side(opened: Opened, by: Arithmetic | None, stack: ExitStack) -> AnySide:
     """The side, or what yields it for a piece's tokens: an engine runs when its tokens are known."""
     if opened.runs_here or opened.side.recorded is not None:
         return run_side(opened, (), by, stack)
-    run: Callable[[tuple[int, ...]], Side] = lambda tokens: run_side(opened, tokens, by, stack)  # noqa: E731
+
+    def run(tokens: tuple[int, ...]) -> Side:
+        if opened.side.kind != "llama.cpp" or by is None:
+            return run_side(opened, tokens, by, stack)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aprjax-")))
+        target, wanted = folder / "logits.safetensors", (Stage.LM_HEAD,)
+        saved = save_llama_cpp(opened.side.path, list(tokens), target, opened.side.options, stages=wanted)
+        return Traced(saved, opened.checkpoint, by)
+
     return run
 
 

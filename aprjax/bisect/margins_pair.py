@@ -7,7 +7,6 @@ reference's margins before they are looked at. Nothing here prints.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,9 +30,9 @@ from aprjax.text import Tokenizer
 # 10 logits at each of 192 positions leave sigma a standard error of about 2 %, if they moved independently.
 NOISE_TOKENS = 192
 
-# Two runs that noise alone parts drift by one sigma in the root mean square. Twice that is no noise: over a
-# handful of positions with ten logits each, a standard deviation is not off by half.
-_BEYOND_NOISE = 2.0
+# A position drifts beyond noise where its ten likeliest logits move by this many sigma. The standard deviation of
+# ten gaussian numbers is that far off once in 10^12 times; sigma is a mean, and some positions are noisier.
+_BEYOND_NOISE = 3.0
 
 # An engine runs anew for each piece: it is given as what yields the side for a piece's tokens.
 AnySide = Side | Callable[[tuple[int, ...]], Side]
@@ -243,7 +242,7 @@ def _findings(
     if noise is None:
         why = "no side's file is at hand" if with_noise else "it was not asked for"
         text = f"the noise floor was not measured ({why}): no flip can be judged"
-        found.append(SidedFinding("noise-unmeasured", "warning", text, side="both"))
+        found.append(SidedFinding("noise-unmeasured", "warning" if with_noise else "info", text, side="both"))
     for reason in noise.skipped if noise is not None else ():
         found.append(SidedFinding("change-skipped", "info", reason, side="both"))
     return found
@@ -251,14 +250,16 @@ def _findings(
 
 def _drift_beyond_noise(rows: tuple[TokenMargin, ...], noise: LogitNoise | None) -> SidedFinding | None:
     """Where no choice flips, the logits may still part: wide margins hide it, and other tokens may not."""
-    drifts = [row.drift for row in rows if row.drift is not None]
-    if noise is None or not drifts:
+    measured = [row for row in rows if row.drift is not None]
+    beyond = [row for row in measured if noise is not None and (row.drift or 0.0) > _BEYOND_NOISE * noise.sigma]
+    if noise is None or not beyond:
         return None
-    drift = math.sqrt(sum(value**2 for value in drifts) / len(drifts))
-    if drift <= _BEYOND_NOISE * noise.sigma:
-        return None
-    times = f"{drift / noise.sigma:.3g} sigma" if noise.sigma > 0 else "where noise moves none"
-    text = f"the logits drift by {drift:.3g} in the root mean square, {times}: more than noise"
+    worst = max(beyond, key=lambda row: row.drift or 0.0)
+    times = "where noise moves none" if noise.sigma == 0 else f"{(worst.drift or 0.0) / noise.sigma:.3g} sigma"
+    text = (
+        f"the logits drift by more than noise at {len(beyond)} of {len(measured)} positions, most at {_place(worst)} "
+        f"(fed {worst.text!r}): by {worst.drift:.3g}, {times}"
+    )
     return SidedFinding("drift-beyond-noise", "warning", text, side="both")
 
 

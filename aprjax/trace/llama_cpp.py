@@ -20,6 +20,7 @@ from typing import Literal
 
 from aprjax.checkpoint.open import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint
+from aprjax.qwen2.stages import Stage
 from aprjax.trace.engine import EngineError, check_tokens
 from aprjax.trace.memory import MemoryTrace
 from aprjax.trace.trace import Trace, TraceInfo
@@ -86,8 +87,12 @@ def save_llama_cpp(
     options: LlamaOptions | None = None,
     *,
     raw: tuple[str, ...] = (),
+    stages: tuple[Stage, ...] | None = None,
 ) -> Trace:
-    """The same as `run_llama_cpp`, streamed to a file that holds one node at a time in memory."""
+    """The same as `run_llama_cpp`, streamed to a file: one node at a time is in memory.
+
+    `stages` are those that are kept, by default all.
+    """
     options = options or LlamaOptions()
     checkpoint = open_checkpoint(path)
     require_llama_file(checkpoint)
@@ -112,6 +117,7 @@ def save_llama_cpp(
         "layers": checkpoint.config.num_layers,
         "options": {**asdict(options), "threads": threads},
         "raw": list(raw),
+        "stages": None if stages is None else [str(stage) for stage in stages],
     }
     start_child("llama_cpp_child", request, options, path)
     return Trace.load(target)

@@ -96,6 +96,7 @@ def _run(request: dict[str, Any]) -> None:
     total = len(info.tokens)
     step = options["step"] or total
     absent = absent_stages(flash_attention=options["flash_attention"], stepwise=step < total)
+    kept = frozenset(Stage if request.get("stages") is None else map(Stage, request["stages"]))
     written: set[tuple[int, Stage]] = set()
     # Every node may be asked for, 40 in a layer (kernels.md section 4); a name takes the room of a stage's entry.
     spare = 64 * (layers + 1) * -(-total // step) if request["raw"] else 0
@@ -104,10 +105,12 @@ def _run(request: dict[str, Any]) -> None:
         def emit(layer: int, stage: Stage, values: np.ndarray) -> None:
             if stage in absent:
                 return
+            written.add((layer, stage))
+            if stage not in kept:
+                return
             if stage is Stage.ATTN_SOFTMAX and step < total:
                 values = _with_later_keys(values, capture.stages.keys, total)
             writer.write(layer, stage, values, total_rows=total)
-            written.add((layer, stage))
 
         capture = _Capture(base, tuple(request["raw"]), writer)
         callback = llama_cpp.ggml_backend_sched_eval_callback(capture)

@@ -16,6 +16,7 @@ from aprjax.bisect.margins import NEAR_TIE_SIGMAS
 from aprjax.bisect.margins_measure import (
     FROM_DRIFT,
     FROM_NOISE,
+    MEDIAN_TO_SIGMA,
     distribution,
     judge,
     measure,
@@ -125,15 +126,26 @@ def test_logits_that_are_not_finite() -> None:
 
 
 def test_a_position_does_not_list_itself() -> None:
-    """The reach at a position is that of the others' drift: a lone outlier lists the others, not itself."""
-    listed = dict((source, found) for source, _, found in predict_flips([1.0] * 5, [9.0, 0, 0, 0, 0], None))
-    assert listed == {FROM_DRIFT: (1, 2, 3, 4)}
+    """The reach at a position is the median of the others' drift: one wild position lists neither itself nor them."""
+    assert predict_flips([1.0] * 5, [9.0, 0, 0, 0, 0], None) == [(FROM_DRIFT, [0.0] * 5, ())]
+    drifts = [0.3, None, 0.1, 0.7, 0.2]
+    (_, sigmas, listed), *_ = predict_flips([1.0, 1.0, None, 1.0, 2.0], drifts, None)
+    assert sigmas == [pytest.approx(MEDIAN_TO_SIGMA * x) for x in (0.2, 0.25, 0.3, 0.2, 0.3)]
+    assert listed == (1,)
     # 0.1 * 4.24 reaches margins of 0.42; a position without logits counts for nothing.
     (source, sigmas, found), _ = predict_flips([0.42, 0.43, None], [0.0, 0.0, None], NOISE)
     assert (source, sigmas, found) == (FROM_NOISE, [0.1] * 3, (0,))
     # No drift anywhere: nothing moves, not even an exact tie.
     assert predict_flips([0.0, 0.0], [0.0, 0.0], None)[0][2] == ()
     assert predict_flips([0.0], [1.0], None)[0][1] == [None]
+
+
+@given(st.lists(st.floats(0, 9), min_size=2, max_size=9))
+def test_the_drift_of_the_others_is_their_median(drifts: list[float]) -> None:
+    ((_, sigmas, _),) = predict_flips([None] * len(drifts), drifts, None)
+    assert sigmas == [
+        pytest.approx(MEDIAN_TO_SIGMA * np.median(np.delete(drifts, index))) for index in range(len(drifts))
+    ]
 
 
 def test_flips_are_listed_before_they_are_looked_at() -> None:
