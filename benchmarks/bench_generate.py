@@ -29,9 +29,10 @@ from aprjax.qwen2.batch import generate_batch
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.generate import generate
 from aprjax.qwen2.model import Qwen2
-from aprjax.text import Tokenizer
+from aprjax.text import Tokenizer, wrap
 
-PROMPT = "def fib(n):"
+# Long to answer, and no near-tie at the first token, as `def fib(n):` is.
+PROMPT = wrap("Explain what a hash table is.", "once")
 WIDTHS = (1, 4, 16)
 # Decodes as often as a line comes in: the two engines take turns and never run at once.
 PEER = """

@@ -15,7 +15,7 @@ n * max|code * group_scale| * 127 < 2^24:
 Pieces of one block are added as int32. Where the products fit eight bits the dot runs on bfloat16 inputs (also
 exact, twice as fast with AVX512-BF16 and made for GPUs), otherwise on float32 at HIGHEST precision (no TF32).
 For many tokens Q5_K and Q6_K, whose pieces are short, instead split `code * scale` into 64 * high + low, both
-exact in bfloat16: |high| <= 64 and low <= 63 sum exactly over all 256.
+exact in bfloat16: |high| <= 64 and low <= 63 sum exactly over all 256. For one token `one_token` has integer sums.
 Minimums are dotted with the activations' group sums in the same way. Only the outer scales and the sum over
 blocks are float32 arithmetic, re-associated with respect to ggml.
 
@@ -33,6 +33,7 @@ import numpy as np
 from jax import lax
 
 from aprjax.blocks.activations import QUANTIZERS
+from aprjax.blocks.one_token import block_integers, part_sums, pays_for_one_token
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, check_relayable, chunk_layout, join_planes, relay_traced
 from aprjax.blocks.units import fast_bfloat16
@@ -155,10 +156,14 @@ _BLOCKS_TOGETHER = 16
 def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
     """All blocks of one chunk of rows: float32 `[tokens, rows]`."""
     tokens = quantized.codes.shape[0]
+    alone = tokens == 1 and pays_for_one_token(chunk.name)
 
     def block(total: Any, step: Any) -> tuple[Any, None]:
         codes, scale, group_scales, minimum, group_minimums, activations, activation_scale, sums = step
-        integers = _block_integers(chunk, codes, group_scales, activations)
+        if alone:
+            integers = block_integers(codes, group_scales)
+        else:
+            integers = _block_integers(chunk, codes, group_scales, activations)
         outer = activation_scale[:, None]
         total = total + (outer * scale.astype(jnp.float32)) * integers
         if group_minimums is not None:
@@ -172,7 +177,7 @@ def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
         return None if array is None else jnp.swapaxes(array, 0, 1)
 
     steps = (
-        chunk.codes,
+        part_sums(chunk, quantized.codes[0]) if alone else chunk.codes,
         chunk.scale,
         chunk.group_scales,
         chunk.minimum,

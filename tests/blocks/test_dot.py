@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aprjax.blocks import FORMATS, encode
+from aprjax.blocks import FORMATS, encode, one_token
 from aprjax.blocks import dot as dot_module
 from aprjax.blocks import relay as relay_module
 from aprjax.blocks.activations import QUANTIZERS
@@ -84,6 +84,24 @@ def test_integer_parts_are_exact_at_the_extremes(name):
     # Integer part and minimum part are each rounded to float32 (half an ulp), then subtracted (half an ulp).
     largest = blocks.block_size * largest_product(name) * 127 + 256 * 63 * 127
     assert np.abs(found - expected).max() <= 1.5 * np.spacing(np.float32(largest))
+
+
+@pytest.mark.parametrize("name", ["Q3_K", "Q4_0", "Q4_K", "Q8_0"])
+def test_one_token_alone_has_the_bits_that_it_has_among_others(name):
+    """Extreme and random codes and scales, activations all at the extreme and random ones."""
+    size = FORMATS[name].block_size
+    assert one_token.pays_for_one_token(name)
+    assert one_token.terms_together(name) * CODE_WIDTHS[name].largest * 127 < 2**15
+    packed = random_blocks(name, (6, 512 // size), RNG(14))
+    packed[0], packed[1], packed[2] = 0xFF, 0x80, 0x00
+    first, end = SCALE_BYTES.get(name, (0, 2))
+    packed[..., first:end] = np.ones((end - first) // 2, "<f2").view(np.uint8)
+    x = RNG(15).integers(-127, 128, (2, 512)).astype(np.float32)
+    x[0], x[:, ::size] = -127.0, 127.0
+    weights = relay(name, packed)
+    together = np.asarray(integer(name, weights, x))
+    for row in range(2):
+        np.testing.assert_array_equal(bits(integer(name, weights, x[row : row + 1])), bits(together[row : row + 1]))
 
 
 @pytest.mark.parametrize("name", ["Q5_K", "Q6_K"])
