@@ -201,9 +201,8 @@ def _exact_float_matmul(
     weight: Relaid, x: Float[Array, "position in"], kernel: ProductKernel
 ) -> Float[Array, "position out"]:
     """`ggml_vec_dot_f32` and `…_f16`, or tinyBLAS: for float16 the activations are rounded to it, too."""
-    equation = partial(float_matmul, weight.name, weight)
 
-    def product(x: Array) -> Array:
+    def product(weight: Relaid, x: Array) -> Array:
         left = (x.astype(jnp.float16) if weight.name == "F16" else x).astype(jnp.float32)
         rows = weight.codes[0].reshape(-1, weight.columns)[: weight.rows]
         rows = jnp.pad(rows, ((0, -weight.rows % _ROWS_TOGETHER), (0, 0)))
@@ -214,7 +213,8 @@ def _exact_float_matmul(
 
         return jnp.moveaxis(jax.lax.map(multiply, pieces), 0, 1).reshape(x.shape[0], -1)[:, : weight.rows]
 
-    return straight_through(product, equation)(x)
+    # The weight is an argument: what is traced must not be closed over.
+    return straight_through(product, partial(float_matmul, weight.name))(weight, x)
 
 
 def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmetic) -> Float[Array, "position out"]:
@@ -233,6 +233,5 @@ def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmeti
             return exact_matmul(name, weight, x, kernel)
         return integer_matmul(name, weight, x).astype(arithmetic.dtype)
     if arithmetic.activations == "realizar" and arithmetic.matmul == "integer" and arithmetic.emulates:
-        # The weight is an argument: what is traced must not be closed over.
         return straight_through(realizar.integer_matmul, partial(float_matmul, name))(weight, x)
     return float_matmul(name, weight, _through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)

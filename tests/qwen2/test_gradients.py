@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tiny import CONFIG, tiny_checkpoint
 
-from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, PRESETS, Stage
+from aprjax.blocks.relay import relay
+from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, PRESETS, Stage, kernels
 from aprjax.qwen2.model import Qwen2, causal_context, logits, precision_scope
 
 TOKENS = [5, 17, 300, 5, 256, 41]
@@ -82,6 +83,16 @@ def test_gradients_flow_straight_through_every_preset(float32_gradient: np.ndarr
     # Straight through, an engine's gradient is the float one's, taken at values that the
     # activations' 8 bits move by about 1e-2, and float sums by 1e-6.
     assert cosine > (0.999999 if PRESETS[name].matmul == "dequantize" else 0.99)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("F32", "<f4"), ("F16", "<f2")])
+def test_exact_products_of_plain_floats_have_the_gradient_of_the_float_product(name: str, kind: str) -> None:
+    matrix = np.random.default_rng(0).normal(size=(40, 64)).astype(kind)
+    weight, x = relay(name, matrix.view(np.uint8).reshape(40, 64, -1)), np.ones((3, 64), np.float32)
+    # The weight is traced, as in `run_layer`.
+    total = jax.jit(lambda weight, x: kernels.matmul(weight, x, PRESETS["llama.cpp-exact"]).sum())
+    found = jax.grad(total, argnums=1)(jax.device_put(weight), x)
+    np.testing.assert_allclose(found[0], matrix.astype(float).sum(axis=0), rtol=1e-5, atol=1e-5)
 
 
 def embedding_gradient(name: str) -> np.ndarray:
