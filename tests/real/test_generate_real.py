@@ -34,7 +34,7 @@ def test_many_at_once_say_what_each_says_alone_with_exact_sums(model_path: Calla
 
 def test_ship_002_in_one_command(model_path: Callable[[str], Path], tmp_path: Path) -> None:
     file = str(model_path("qwen2.5-coder-0.5b"))
-    command = [sys.executable, "-m", "aprjax", "run", file, "--prompt", "def fib(n):", "-n", "40"]
+    command = [sys.executable, "-m", "aprjax", "run", file, "--prompt", "def fib(n):", "-n", "48"]
     finished = subprocess.run(
         [*command, "--python-check", str(tmp_path)], capture_output=True, text=True, timeout=600, check=False
     )
