@@ -23,7 +23,7 @@ from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, PRESETS, Stage
 from aprjax.trace import MemoryTrace
 from aprjax.trace.engine import EngineError
-from aprjax.trace.llama_cpp import LlamaOptions, run_llama_cpp
+from aprjax.trace.llama_cpp import LlamaOptions, engine_facts, run_llama_cpp
 
 # Eight, so that no padding rows are needed when our model runs from the engine's values.
 TOKENS = [5, 17, 40, 5, 90, 3, 7, 8]
@@ -73,6 +73,8 @@ def test_what_was_run_is_recorded(live: MemoryTrace, gguf: Path) -> None:
     assert (info.engine["type_k"], info.engine["flash_attention"]) == ("f32", "False")
     assert "AVX" in info.engine["system_info"] or "NEON" in info.engine["system_info"]
     assert len(info.engine["ggml_cpu_sha256"]) == 64
+    # What is known of the engine before it runs.
+    assert engine_facts(LlamaOptions()).items() <= info.engine.items()
 
 
 @pytest.mark.llama_cpp
@@ -171,6 +173,8 @@ def test_json_on_stdout_is_json_and_stderr_is_quiet(llama_cpp: ModuleType, gguf:
 def test_a_library_that_is_not_there(llama_cpp: ModuleType, gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"llama\.cpp failed: .*llama.* not found"):
         run_llama_cpp(gguf, TOKENS, LlamaOptions(library=str(tmp_path)))
+    with pytest.raises(EngineError, match=r"llama\.cpp failed: .*llama.* not found"):
+        engine_facts(LlamaOptions(library=str(tmp_path)))
 
 
 def test_a_crash_of_the_engine_is_an_error_of_one_sentence(
