@@ -23,8 +23,8 @@ from aprjax.trace.llama_cpp import LlamaOptions, run_llama_cpp
 
 pytestmark = [pytest.mark.real_model, pytest.mark.llama_cpp, pytest.mark.usefixtures("llama_library")]
 
-# A question as it stands, and in the chat's template: 4 and 15 tokens, below and above what tiles take.
-QUESTION, TIMES = "def fib(n):", ("none", "once")
+# Four tokens as it stands, and more than a dozen in the chat's template: fewer and more than tiles take.
+QUESTION = "def fib(n):"
 
 
 def compared(path: Path, ref: Path, options: LlamaOptions, tokens: list[int]) -> LayersReport:
@@ -41,8 +41,7 @@ def local_differences(report: LayersReport) -> list[float]:
     return [s.local_rel_l2 for layer in report.layers for s in layer.stages.values() if s.local_rel_l2 is not None]
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("users", [False, True])
+@pytest.mark.parametrize(("users", "times"), [(False, "none"), (True, "once")])
 def test_the_default_build_and_its_file_agree(
     model_path: Callable[[str], Path], llama_build: Callable[[str], Path], times: str, *, users: bool
 ) -> None:
@@ -71,20 +70,17 @@ def test_the_larger_model_and_its_file_agree(
     assert set(local_differences(report)) <= {0.0}
 
 
-@pytest.mark.parametrize("flash_attention", [False, True])
 def test_every_node_of_the_avx2_build_is_explained_to_the_bit(
-    model_path: Callable[[str], Path], llama_build: Callable[[str], Path], *, flash_attention: bool
+    model_path: Callable[[str], Path], llama_build: Callable[[str], Path]
 ) -> None:
+    """More queries than flash attention's tile of 64, and three more than fours."""
     path = model_path("qwen2.5-coder-0.5b")
     checkpoint = open_checkpoint(path)
-    kv = "f16" if flash_attention else "f32"
     options = LlamaOptions(
-        kv, kv, flash_attention=flash_attention, tiled=True, repack=True, library=str(llama_build("avx2"))
+        "f16", "f16", flash_attention=True, tiled=True, repack=True, library=str(llama_build("avx2"))
     )
-    # Three tokens more than fours; with flash attention more than its tile of 64 queries.
-    tokens = encode_prompt(checkpoint, "word " * 80, "none")[: 67 if flash_attention else 11]
-    trace = run_llama_cpp(path, tokens, options)
-    arithmetic = PRESETS["llama.cpp-default-flash" if flash_attention else "llama.cpp-default"]
+    trace = run_llama_cpp(path, encode_prompt(checkpoint, "word " * 80, "none")[:67], options)
+    arithmetic = PRESETS["llama.cpp-default-flash"]
     assert arithmetic_of(trace) == arithmetic
     report = replay(trace, checkpoint, arithmetic)
     assert report.verdict is Verdict.AGREE
