@@ -8,10 +8,14 @@ import pytest
 from chatml_tables import DEGENERATE, PROMPTS, SAME, SIDES, SOUND, STOP, factorial, settle, supported
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_checkpoint
 
+from aprjax.bisect.chatml import noise
 from aprjax.bisect.chatml.causes import find_causes
 from aprjax.bisect.chatml.cells import PairFacts, RunKey
 from aprjax.bisect.chatml.partings import pairings
+from aprjax.bisect.lockstep import Runner
+from aprjax.bisect.logit_noise import LogitNoise
 
 WRAPPED = frozenset((name, wrap) for name in PROMPTS for wrap in ("once", "twice"))
 ROWS = PairFacts(
@@ -169,6 +173,28 @@ def test_a_flip_is_a_near_tie_when_second_best_and_within_the_noise(runner_up: s
     assert {p.sigmas for p in causes.partings} == {5.0 / sigma}
 
 
+def test_noise_is_measured_once_for_two_arithmetics_on_the_longest_common_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str, list[int], list[int]]] = []
+
+    def measured(model: Runner, ref: Runner, tokens: list[int], positions: range, **options: object) -> LogitNoise:
+        asked.append((model.arithmetic.name, ref.arithmetic.name, tokens, list(positions)))
+        return LogitNoise(2.0, (), tuple(positions))
+
+    monkeypatch.setattr(noise, "measure_logit_noise", measured)
+    flips = {("sum", "once"): "The X", ("name", "twice"): "The 4 is X", ("sum", "none"): "The 4"}
+    table = factorial(
+        lambda key: flips.get((key.prompt, key.wrap), "") if key.arithmetic == "llama.cpp" else "The 4 is 5"
+    )
+    causes, _ = settle(table, arithmetics=("llama.cpp", "float32"))
+    found = noise.measure_noise(table, causes.partings, tiny_checkpoint(), tiny_checkpoint())
+    assert found == {("llama.cpp", "float32"): 2.0}
+    # The prompt (1, 2) and nine common tokens, of which the first of all is left out.
+    tokens = [1, 2, *map(ord, "The 4 is ")]
+    assert asked == [("llama.cpp", "float32", tokens, list(range(1, len(tokens))))]
+
+
 FACTORS = ("double wrapping", "stop tokens", "special-token ids", "special-token rows", "drift")
 
 
@@ -196,6 +222,6 @@ def test_any_set_of_causes_is_blamed_exactly(planted: set[str]) -> None:
         "wraps": ("twice", "once") if "double wrapping" in planted else ("once", "once"),
         "arithmetics": ("llama.cpp", "float32") if "drift" in planted else ("float32", "float32"),
     }
-    causes = find_causes(table, pairings(table, **as_run))
+    causes = find_causes(table, pairings(table, **as_run))  # pyright: ignore[reportArgumentType]
     assert set(causes.blamed) == planted
     assert causes.verdict == ("part" if planted else "alike")

@@ -49,7 +49,7 @@ def test_the_chatml_path_is_at_fault_where_sound_prompts_go_bad_by_wrapping() ->
     causes, claims = settle(factorial(lambda key: SOUND if key.wrap == "none" else DEGENERATE))
     assert (causes.verdict, causes.blamed) == ("alike", ())
     assert claims["chatml-path"].verdict == "supported"
-    assert "6 of 6 prompts" in claims["chatml-path"].reason
+    assert "6 of 6 answers" in claims["chatml-path"].reason
     # Two files that share their special tokens cannot accuse or acquit them.
     assert claims["special-tokens"].verdict == "not decidable"
     # There is no sound wrapped answer that a second wrap could spoil.

@@ -107,7 +107,7 @@ def _chatml_path(factorial: Factorial, cells: Cells, causes: Causes) -> Claim:
     harmed, judged = _contrast(cells, "wrap", "none", "once", stop="on", expected=False)
     if harmed:
         reason = (
-            f"{len(harmed)} of {judged} prompts that the reference answers soundly raw go bad when wrapped once, "
+            f"{len(harmed)} of {judged} answers that are sound raw go bad when the prompt is wrapped once, "
             "through the same code path"
         )
         return Claim("chatml-path", words, "supported", reason, tuple(cell.label for cell in harmed))
@@ -122,8 +122,8 @@ def _chatml_path(factorial: Factorial, cells: Cells, causes: Causes) -> Claim:
         )
         return Claim("chatml-path", words, "not decidable", reason)
     reason = (
-        f"fed the same ids through one code path, {judged} of {judged} prompts that the reference answers soundly raw "
-        "stay sound when wrapped once"
+        f"fed the same ids through one code path, {judged} of {judged} answers that are sound raw stay sound when the "
+        "prompt is wrapped once"
     )
     if apart:
         reason += f"; that the sides part has another cause ({', '.join(causes.blamed) or 'raw prompts part too'})"
@@ -142,18 +142,24 @@ def _special_tokens(factorial: Factorial, cells: Cells, causes: Causes) -> Claim
     facts = factorial.facts
     if causes.alternatives or (facts.special_rows and causes.partings and not causes.blamed):
         return Claim("special-tokens", words, "not decidable", causes.reason)
-    harmed, _ = _contrast(cells, "wrap", "none", "once", stop="on", expected=False)
+    harmed, judged = _contrast(cells, "wrap", "none", "once", stop="on", expected=False)
     if harmed:
         reason = "wrapped prompts go bad on both sides alike: what two files share, their comparison cannot accuse"
         return Claim("special-tokens", words, "not decidable", reason, tuple(cell.label for cell in harmed))
-    same = []
-    if not facts.special_ids and not facts.ids_differ:
-        same.append("both tokenizers give them the same ids")
-    if not facts.special_rows:
-        same.append("their embedding and head rows are the same bytes")
-    differing = "" if same else "ids or rows of special tokens differ, but no cell parts by that"
-    reason = " and ".join(same) or differing
-    return Claim("special-tokens", words, "refuted", f"{reason}; no wrapped prompt goes bad")
+    parts = []
+    if facts.special_ids or facts.ids_differ:
+        names = ", ".join(text for text, _, _ in facts.special_ids[:3]) or "some"
+        parts.append(f"ids of special tokens differ ({names}), but no cell parts by that")
+    else:
+        parts.append("both tokenizers give them the same ids")
+    if facts.special_rows:
+        parts.append(f"rows of {', '.join(facts.special_rows[:3])} differ, but no cell parts by that")
+    else:
+        parts.append("their embedding and head rows are the same bytes")
+    reason = " and ".join(parts)
+    if judged:
+        reason += f"; {judged} of {judged} sound answers stay sound when the prompt is wrapped"
+    return Claim("special-tokens", words, "refuted", reason)
 
 
 def _drift(factorial: Factorial, cells: Cells, causes: Causes) -> Claim:
