@@ -156,8 +156,10 @@ def _cells(found: Distribution) -> str:
 
 
 def _positions(report: MarginsReport) -> str:
+    pieces = report.fed.context is not None
     rows = "".join(
-        f'<tr><td class="number">{row.chunk + 1}:{row.position}</td><td><code>{escape(row.text)}</code></td>'
+        f'<tr><td class="number">{row.chunk + 1 if pieces else ""}{":" if pieces else ""}{row.position}</td>'
+        f"<td><code>{escape(row.text)}</code></td>"
         f"<td><code>{escape(row.ref_text)}</code></td><td><code>{escape(row.model_text)}</code></td>"
         f"{number_cells([row.ref.margin if row.ref else None, row.margin_sigmas, row.widest_gap, row.gap_sigmas])}"
         f'<td class="number">{"–" if row.rank is None else row.rank}</td>{number_cells([row.kl, row.max_delta])}'
