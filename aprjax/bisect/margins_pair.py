@@ -276,6 +276,9 @@ def _verdict(rows: tuple[TokenMargin, ...], noise: LogitNoise | None, tokens: To
     if not flips:
         return Verdict.AGREE, f"no flip in {len(rows)} positions"
     share = f"{len(flips)} of {len(rows)} positions flip"
+    if any(row.part == "continuation" for row in rows):
+        # What a side would have said within the prompt is never said.
+        share += f" ({sum(row.part == 'continuation' for row in flips)} where text is generated)"
     if noise is None:
         return Verdict.UNMEASURED, f"{share}, and the noise that could explain it was not measured"
     worst = max(counted[Verdict.DIVERGENCE] or flips, key=lambda row: row.widest_gap or 0.0)

@@ -103,6 +103,8 @@ def test_a_changed_weight_diverges_and_every_row_says_how_far(pair: Pair, logits
         assert row.verdict is (Verdict.DIVERGENCE if known.flip else Verdict.AGREE)
     assert report.flips
     assert [row.part for row in report.rows] == ["prompt"] * 7 + ["continuation"] * 4
+    spoken = sum(row.part == "continuation" for row in report.flips)
+    assert f"{len(report.flips)} of 11 positions flip ({spoken} where text is generated)" in report.reason
     assert [row.target for row in report.rows] == [*TOKENS[1:], None]
     by_noise, by_drift = report.bounds
     assert (by_noise.caught, len(by_noise.listed)) == (0, 0)
