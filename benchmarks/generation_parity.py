@@ -170,13 +170,14 @@ def readme(references: list[dict[str, Any]], results: list[dict[str, Any]]) -> s
             f"ggml {engine['ggml_version']} ({engine['system_info']}), {len(reference['prompts'])} prompts"
         )
     lines.append("")
+    generated = {reference["sha256"]: len(reference["prompts"]) for reference in references}
     for result in results:
-        lines += section(result)
+        lines += section(result, generated[result["sha256"]])
     return "\n".join(lines)
 
 
-def section(result: dict[str, Any]) -> list[str]:
-    """One model under one arithmetic."""
+def section(result: dict[str, Any], generated: int) -> list[str]:
+    """One model under one arithmetic, for which llama.cpp has continued so many prompts."""
     rows, count = result["prompts"], result["new_tokens"]
     equal = sum(row["equal_tokens"] == count for row in rows)
     ties = sum(bool(row["first_difference"] and row["first_difference"]["near_tie"]) for row in rows)
@@ -185,7 +186,8 @@ def section(result: dict[str, Any]) -> list[str]:
     lines = [
         f"## {result['model']}, `{result['arithmetic']}`",
         "",
-        f"{versions}. All {count} tokens are equal for {equal} of {len(rows)} prompts; of the first differences {ties}",
+        f"{versions}. {len(rows)} of {generated} prompts are verified.",
+        f"All {count} tokens are equal for {equal} of {len(rows)} prompts; of the first differences {ties}",
         f"are near-ties and {len(rows) - equal - ties} divergences. Both best logits are equal to the bit at {steps}",
         f"of {len(rows) * count} steps.",
         "",
