@@ -8,6 +8,7 @@ from __future__ import annotations
 
 # Each module registers its commands as it is imported; `--help` lists them in this order.
 # isort: off
+from aprjax import cli_static
 from aprjax import cli_layers
 from aprjax import cli_locate
 from aprjax import cli_attribute
@@ -23,6 +24,7 @@ from aprjax import cli_margins
 from aprjax.cli_app import INTERNAL_ERROR, INTERRUPTED, READER_GONE, UNREADABLE, app, main
 
 COMMANDS = (
+    cli_static,
     cli_layers,
     cli_locate,
     cli_attribute,
