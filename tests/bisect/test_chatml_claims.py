@@ -154,6 +154,11 @@ def test_an_empty_prompt_is_refused(text: str) -> None:
         own_prompt(text)
 
 
+def test_a_prompt_that_is_no_utf_8_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"not UTF-8: U\+DCFF at character 1"):
+        own_prompt("a\udcff")
+
+
 def test_upstreams_prompts_are_each_there_once() -> None:
     assert len({p.name for p in UPSTREAM_PROMPTS}) == len({p.text for p in UPSTREAM_PROMPTS}) == len(UPSTREAM_PROMPTS)
     roles = [role for prompt in UPSTREAM_PROMPTS for role in prompt.roles]

@@ -71,8 +71,15 @@ def own_prompt(text: str) -> ChatPrompt:
     """A user's prompt; ChatML around it is taken off and counted.
 
     Raises:
-        CheckpointError: nothing is left inside.
+        CheckpointError: nothing is left inside, or it has no UTF-8 form.
     """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"the prompt is not UTF-8: U+{ord(text[error.start]):04X} at character {error.start}",
+            fix="give it as UTF-8",
+        ) from None
     inside, depth = text, 0
     while (unwrapped := unwrap(inside)) is not None:
         inside, depth = unwrapped, depth + 1
