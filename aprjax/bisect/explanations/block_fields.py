@@ -111,8 +111,6 @@ def _scale_bit_changes(name: str) -> Iterator[tuple[str, _Change]]:
         yield f"{lost} (bytes 4 to 15)", partial(_mask, part=slice(4, 16), bits=0x3F)
     elif name == "Q3_K":
         yield f"{words}: the upper two (bytes 104 to 107)", partial(_mask, part=slice(104, 108), bits=0)
-    elif name == "Q2_K":
-        yield f"{words}: the minimums", partial(_mask, part=slice(0, 16), bits=0x0F)
 
 
 def _minimum_changes(name: str) -> Iterator[tuple[str, _Change]]:
@@ -120,6 +118,9 @@ def _minimum_changes(name: str) -> Iterator[tuple[str, _Change]]:
     if layout is None or layout.minimum is None:
         return
     yield f"the minimum of the {name} blocks is left out", partial(_mask, part=layout.minimum, bits=0)
+    if name == "Q2_K":
+        words = f"the minimums of the {name} groups are zero (upper nibbles of bytes 0 to 15)"
+        yield words, partial(_mask, part=slice(0, 16), bits=0x0F)
     both = partial(_exchange, one=layout.scale, other=layout.minimum)
     yield f"scale and minimum of the {name} blocks are exchanged", both
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from aprjax.bisect.explanations.evidence import Candidate, Hypothesis
-from aprjax.bisect.explanations.pair import Pair, Values, distance, relative, spread
+from aprjax.bisect.explanations.pair import Pair, Values, distance, spread
 from aprjax.blocks import FORMATS, BlockFormat, block_format, byte_size, dequantize, encode
 
 # Bytes that are searched for in the reference's tensor, and how far from their own place.
@@ -18,8 +18,6 @@ _TRIED = 4096
 _ENCODED_LIMIT = 1 << 17
 # Elements encoded to see whether more are worth it, and the largest block size.
 _QUICK, _QUICK_STEP = 1024, 256
-# A row's rounding errors, relative to the row, against those of the tensor: rows differ in how well they quantize.
-_STRANGE_ROW = 8.0
 
 
 def _misread(pair: Pair) -> Iterator[Candidate]:
@@ -103,14 +101,9 @@ def _rounded(pair: Pair) -> Iterator[Candidate]:
         return
     ours, theirs = pair.ours.block_type, pair.theirs.block_type
     coarse = ours if pair.own_rounding >= pair.either_rounding else theirs
-    residual = relative(float(pair.row_errors.sum()), float(pair.row_norms.sum()))
-    # Rounding spreads evenly; one strange row among thousands would vanish in their sum.
-    usual = np.maximum(pair.row_norms, pair.row_norms.mean())
-    worst = float(np.sqrt((pair.row_errors / np.where(usual > 0, usual, np.inf)).max()))
-    strange = worst > min(1.0, _STRANGE_ROW * pair.either_rounding)
+    residual = pair.judged(pair.row_errors, pair.row_norms)
     words = f"the model's {ours} values are the reference's {theirs} to within the rounding of {coarse}"
-    parameters = {"type": coarse, "worst_row": worst}
-    yield Candidate(words, worst if strange else residual, "all values", parameters, sampled=strange)
+    yield Candidate(words, residual, "all values", {"type": coarse})
 
 
 def _encoded_again(pair: Pair) -> Iterator[Candidate]:
