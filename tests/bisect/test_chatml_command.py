@@ -14,10 +14,13 @@ from aprjax.bisect.chatml import decode
 from aprjax.bisect.chatml import measure as measuring
 from aprjax.bisect.chatml.cells import Continuation, RunKey
 from aprjax.bisect.chatml.decode import continue_all
+from aprjax.bisect.chatml.facts import side_facts
 from aprjax.bisect.chatml.store import Store, Stored
-from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.types import Checkpoint, CheckpointError, Finding
 from aprjax.cli import main
 from aprjax.qwen2.model import Qwen2
+from aprjax.text import Tokenizer
 
 EMBEDDING = "model.embed_tokens.weight"
 PROMPT = "if a"
@@ -110,6 +113,14 @@ def test_without_a_declared_stop_token_the_file_says_so(files: dict[str, Path], 
     assert code == 0
     assert "stop-token-undeclared" in {finding["id"] for finding in report["findings"] if finding["side"] == "model"}
     assert next(c for c in report["claims"] if c["id"] == "stop-tokens")["verdict"] == "not decidable"
+
+
+def test_a_default_of_the_reader_is_no_declared_stop_token(files: dict[str, Path]) -> None:
+    reference = open_checkpoint(files["ref"])
+    tokenizer = Tokenizer.from_checkpoint(reference)
+    assert side_facts(reference, tokenizer, has_tokenizer=True).declared_stops == {VOCABULARY.eos_token_id}
+    assumed = replace(reference, findings=(Finding("apr-eos-absent", "warning", "assumed"),))
+    assert side_facts(assumed, tokenizer, has_tokenizer=True).declared_stops == frozenset()
 
 
 @pytest.mark.usefixtures("_bad_proposals")

@@ -75,7 +75,10 @@ def side_facts(checkpoint: Checkpoint, tokenizer: Tokenizer, *, has_tokenizer: b
     vocabulary = tokenizer.vocabulary
     names = END_OF_GENERATION | FILL_IN_MIDDLE_END
     named = frozenset(index for index, token in enumerate(vocabulary.tokens) if token in names)
-    ids = [vocabulary.eos_token_id, *(checkpoint.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _DECLARED)]
+    # A default that the reader put in the place of an absent id is nothing that the file declares.
+    assumed = any(finding.id == "apr-eos-absent" for finding in checkpoint.findings)
+    eos = None if assumed else vocabulary.eos_token_id
+    ids = [eos, *(checkpoint.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _DECLARED)]
     declared = frozenset(i for i in ids if isinstance(i, int) and 0 <= i < len(vocabulary.tokens))
     return SideFacts(
         path=str(checkpoint.path),
