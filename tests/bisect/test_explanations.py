@@ -16,7 +16,9 @@ from aprjax.bisect.files_report import TensorDifference
 from aprjax.blocks import FORMATS, encode
 from aprjax.checkpoint.types import EncodedTensor
 
-few = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+one = settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+many = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+few = settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -27,17 +29,29 @@ def found(ours: EncodedTensor, theirs: EncodedTensor, *others: EncodedTensor) ->
     return report.tensors[0]
 
 
-@pytest.mark.parametrize("accident", planted.GENERAL_ACCIDENTS, ids=lambda accident: accident.id)
-@few
-@given(seed=seeds, data=st.data())
-def test_an_accident_is_its_own_first_explanation(accident: Accident, seed: int, data: st.DataObject) -> None:
+def check_accident(accident: Accident, seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
-    theirs = tensor(accident.name, data.draw(st.sampled_from(accident.kinds)), rng)
+    theirs = tensor(accident.name, kind, rng)
     difference = found(accident.plant(theirs, rng), theirs)
     assert difference.explanation_id == accident.id, difference
     assert difference.residual is not None
     # Stored losslessly, so that only a fitted factor can leave anything.
     assert difference.residual <= (1e-6 if accident.id in {"scaled", "shifted"} else 0.0)
+
+
+@pytest.mark.parametrize("accident", planted.GENERAL_ACCIDENTS, ids=lambda accident: accident.id)
+@one
+@given(seed=seeds, data=st.data())
+def test_an_accident_is_its_own_first_explanation(accident: Accident, seed: int, data: st.DataObject) -> None:
+    check_accident(accident, seed, data.draw(st.sampled_from(accident.kinds)))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("accident", planted.GENERAL_ACCIDENTS, ids=lambda accident: accident.id)
+@many
+@given(seed=seeds, data=st.data())
+def test_so_it_is_for_every_block_type(accident: Accident, seed: int, data: st.DataObject) -> None:
+    check_accident(accident, seed, data.draw(st.sampled_from(accident.kinds)))
 
 
 @pytest.mark.parametrize("accident", planted.FIELD_ACCIDENTS, ids=lambda accident: f"{accident.id}-{accident.kinds[0]}")
@@ -80,7 +94,7 @@ def test_a_rearranged_tensor_is_recognised_through_another_rounding(seed: int, k
     assert difference.explanation_id == wanted, difference
     assert difference.tolerance is not None
     assert difference.residual is not None
-    assert 0 < difference.residual <= difference.tolerance < 0.3
+    assert 0 <= difference.residual <= difference.tolerance < 0.3
 
 
 @few

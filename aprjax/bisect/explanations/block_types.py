@@ -127,7 +127,8 @@ def _source(pair: Pair) -> Iterator[Candidate]:
         return
     other = Pair(pair.name, pair.theirs, pair.ours, pair.ref, pair.model, pair.rel_l2, pair.rows, pair.columns)
     words = f"the reference's {theirs.name} blocks are the model's {pair.ours.block_type} values, encoded"
-    yield from _tried(other, words, (theirs.name,), {"type": theirs.name})
+    # The distances of the others are relative to the reference; of this one only equality says something.
+    yield from (c for c in _tried(other, words, (theirs.name,), {"type": theirs.name}) if c.residual == 0.0)
 
 
 def _tried(pair: Pair, words: str, through: tuple[str, ...], parameters: dict[str, str]) -> Iterator[Candidate]:

@@ -165,7 +165,8 @@ def _shifted(pair: Pair) -> Iterator[Candidate]:
     # Against the spread of the differences: one that is small beside the values would otherwise seem explained.
     left = float(np.sqrt(np.square(delta - constant).mean() / np.square(delta).mean()))
     if left > _WORTH_VERIFYING:
-        yield Candidate("shifted", left, "sampled rows", {"constant": constant}, sampled=True)
+        moved = distance(ours[:, columns], theirs[:, columns] + np.float32(constant))
+        yield Candidate("shifted", moved, "sampled rows", {"constant": constant}, sampled=True)
         return
 
     def predicted(window: slice) -> np.ndarray:
