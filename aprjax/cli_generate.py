@@ -60,8 +60,8 @@ def generate(
     """
     check_prompt(prompt, prompt_file, tokens, wrap)
     check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
-    from aprjax.bisect.generate_command import combined_json, run_generate, worst
-    from aprjax.bisect.generate_render import print_reports
+    from aprjax.bisect.generate.command import combined_json, run_generate, worst
+    from aprjax.bisect.generate.render import print_reports
 
     reports = run_generate(
         model=model,
@@ -82,7 +82,7 @@ def generate(
     document = combined_json(reports)
     show(lambda console: print_reports(reports, console), document, json_out)
     if report is not None:
-        from aprjax.bisect.generate_html import write_report
+        from aprjax.bisect.generate.html import write_report
 
         print(f"report: {write_report(reports, document, report)}", file=sys.stderr)
     return worst(reports).verdict.exit_code

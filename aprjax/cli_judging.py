@@ -56,7 +56,7 @@ def replay(
     check_prompt(prompt, prompt_file, tokens, wrap)
     from aprjax.bisect.asked import check_destinations
     from aprjax.bisect.counted import counted_progress
-    from aprjax.bisect.replay_command import render, replay_side
+    from aprjax.bisect.replay.command import render, replay_side
     from aprjax.trace.sides import NoTokens
 
     check_destinations(json_out, report)
@@ -77,7 +77,7 @@ def replay(
             raise typer.BadParameter(str(error)) from None
     show(lambda console: render(found, console), found.to_json(), json_out)
     if report is not None:
-        from aprjax.bisect.replay_html import write_report
+        from aprjax.bisect.replay.html import write_report
 
         print(f"report: {write_report(found, report)}", file=sys.stderr)
     return found.verdict.exit_code
@@ -100,7 +100,7 @@ def noise(
     check_prompt(prompt, prompt_file, tokens, wrap)
     from aprjax.bisect.asked import check_destinations
     from aprjax.bisect.counted import counted_progress
-    from aprjax.bisect.noise_report import noise_of, render
+    from aprjax.bisect.noise.report import noise_of, render
 
     check_destinations(json_out, report)
     with counted_progress() as bar:
@@ -116,7 +116,7 @@ def noise(
         )
     show(lambda console: render(found, console), found.to_json(), json_out)
     if report is not None:
-        from aprjax.bisect.noise_html import write_report
+        from aprjax.bisect.noise.html import write_report
 
         print(f"report: {write_report(found, report)}", file=sys.stderr)
     return 0

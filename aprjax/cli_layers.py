@@ -56,7 +56,7 @@ def layers(
     """
     check_prompt(prompt, prompt_file, tokens, wrap)
     check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
-    from aprjax.bisect.command import run_layers
+    from aprjax.bisect.layers.command import run_layers
 
     return run_layers(
         model=model,

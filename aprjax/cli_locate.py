@@ -46,8 +46,8 @@ def locate(
     """Find the places that cause a drift, by putting the reference's values into the model and the reverse."""
     check_prompt(prompt, prompt_file, tokens, wrap)
     check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
-    from aprjax.bisect.locate_command import locate_sides
-    from aprjax.bisect.render_locate import render
+    from aprjax.bisect.locate.command import locate_sides
+    from aprjax.bisect.locate.render import render
 
     report = locate_sides(
         model,

@@ -81,8 +81,8 @@ def margins(
         raise typer.BadParameter("--text-file goes without prompt, --wrap, continuation and --positions")
     if not prompted and (continuation is not None or continuation_tokens is not None):
         raise typer.BadParameter("a continuation goes with a prompt: --prompt, --prompt-file or --tokens")
-    from aprjax.bisect.margins_command import Continuation, combined_json, run_margins, worst
-    from aprjax.bisect.margins_render import render
+    from aprjax.bisect.margins.command import Continuation, combined_json, run_margins, worst
+    from aprjax.bisect.margins.render import render
 
     ids = token_ids(continuation_tokens)
     reports = run_margins(
@@ -106,7 +106,7 @@ def margins(
     document = combined_json(reports)
     show(lambda console: render(reports, console), document, json_out)
     if report is not None:
-        from aprjax.bisect.margins_html import write_report
+        from aprjax.bisect.margins.html import write_report
 
         print(f"report: {write_report(reports, document, report)}", file=sys.stderr)
     return worst(reports).verdict.exit_code

@@ -41,8 +41,8 @@ def tokens(
     check_prompt(prompt, prompt_file, token_list, wrap)
     from aprjax.bisect.asked import check_destinations
     from aprjax.bisect.open_sides import open_two
-    from aprjax.bisect.tokens_compare import compare_tokens
-    from aprjax.bisect.tokens_render import render
+    from aprjax.bisect.tokens.compare import compare_tokens
+    from aprjax.bisect.tokens.render import render
     from aprjax.text.prompt import read_prompt_file
 
     check_destinations(json_out)

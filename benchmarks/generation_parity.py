@@ -133,7 +133,7 @@ def verify(document: dict[str, Any], side: Any) -> dict[str, Any]:
 def difference(side: Any, document: dict[str, Any], scored: Any, at: int) -> dict[str, Any]:
     """The gap that separates the two choices, in logits and in the noise's sigma, as this side sees it."""
     from aprjax.bisect.lockstep import Runner
-    from aprjax.bisect.logit_noise import measure_logit_noise
+    from aprjax.bisect.noise.logits import measure_logit_noise
 
     tokens, theirs = document["tokens"], document["logits"]
     fed = [*document["prompt_tokens"], *tokens[:at]]
@@ -213,7 +213,7 @@ def found_in(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def measure(name: str, arguments: argparse.Namespace) -> None:
     """One model: what llama.cpp generates, then what is left to verify; every prompt is written as it is done."""
-    from aprjax.bisect.generate_sides import LocalGenerator
+    from aprjax.bisect.generate.sides import LocalGenerator
     from aprjax.checkpoint import open_checkpoint
     from aprjax.checkpoint.fetch import model_location
     from aprjax.qwen2.arithmetic import preset

@@ -41,9 +41,9 @@ def run_layers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], int]],
             calls.append(options)
             return behave()
 
-        module = ModuleType("aprjax.bisect.command")
+        module = ModuleType("aprjax.bisect.layers.command")
         module.run_layers = stand_in  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "aprjax.bisect.command", module)
+        monkeypatch.setitem(sys.modules, "aprjax.bisect.layers.command", module)
         return calls
 
     return install

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aprjax.bisect.open_sides import Opened
-from aprjax.bisect.tokens import TokensReport, tokenize_both
+from aprjax.bisect.tokens.fed import TokensReport, tokenize_both
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.text.probes import PROBES
 from aprjax.text.prompt import read_prompt_file

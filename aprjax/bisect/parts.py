@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aprjax.bisect.locate_report import Parts
+from aprjax.bisect.locate.report import Parts
 from aprjax.checkpoint.types import ModelConfig
 from aprjax.qwen2.stages import Stage
 

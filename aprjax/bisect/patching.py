@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aprjax.bisect.lockstep import Runner, Values, WeightSource
-from aprjax.bisect.replay_run import padded, require_comparable
+from aprjax.bisect.replay.layers import padded, require_comparable
 from aprjax.bisect.traced import Traced
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, require_runnable

@@ -203,6 +203,6 @@ class LayersReport:
         return sorted(self.rows(), key=lambda row: -(row["local_rel_l2"] or 0.0))[:k]
 
     def _repr_html_(self) -> str:
-        from aprjax.bisect.render_html import summary_html
+        from aprjax.bisect.layers.html import summary_html
 
         return summary_html(self)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aprjax.bisect.lockstep import LayerPair, Runner, Values
-from aprjax.bisect.replay_run import ReplayedLayer, replay_layers, require_comparable, visible_part
+from aprjax.bisect.replay.layers import ReplayedLayer, replay_layers, require_comparable, visible_part
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic, MatrixKernel
 from aprjax.qwen2.model import embed_padded, precision_scope, run_head, run_norm, trim

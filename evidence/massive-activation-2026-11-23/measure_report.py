@@ -10,7 +10,7 @@ import numpy as np
 from measure_run import CHANNEL, KEPT, LAYER, MASSIVE, PROMPT, Batch, Layers
 
 from aprjax import __version__
-from aprjax.bisect.margins import margins
+from aprjax.bisect.margins.top_two import margins
 from aprjax.bisect.metrics import distance
 from aprjax.checkpoint import Checkpoint
 from aprjax.qwen2 import Stage

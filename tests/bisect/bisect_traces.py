@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny import CONFIG, tiny_checkpoint, write_tiny
 
-from aprjax.bisect.replay_run import padded, stage_widths
+from aprjax.bisect.replay.layers import padded, stage_widths
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, Stage
 from aprjax.qwen2.arithmetic import Arithmetic

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aprjax.bisect.logit_noise import LogitNoise
+from aprjax.bisect.noise.logits import LogitNoise
 from aprjax.bisect.report import SideInfo
 from aprjax.checkpoint.types import Checkpoint, ModelConfig, Vocabulary
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic

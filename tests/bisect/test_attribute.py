@@ -19,7 +19,7 @@ from aprjax.bisect.files import compare_files
 from aprjax.bisect.lockstep import Runner, WeightSource
 from aprjax.bisect.patching import PatchedModel
 from aprjax.bisect.report import Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Traced
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import preset

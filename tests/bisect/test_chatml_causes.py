@@ -15,7 +15,7 @@ from aprjax.bisect.chatml.causes import find_causes
 from aprjax.bisect.chatml.cells import PairFacts, RunKey
 from aprjax.bisect.chatml.partings import pairings
 from aprjax.bisect.lockstep import Runner
-from aprjax.bisect.logit_noise import LogitNoise
+from aprjax.bisect.noise.logits import LogitNoise
 
 WRAPPED = frozenset((name, wrap) for name in PROMPTS for wrap in ("once", "twice"))
 ROWS = PairFacts(

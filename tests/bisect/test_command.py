@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from tiny import CONFIG, tiny_checkpoint, with_tensor, write_tiny
 
-from aprjax.bisect.command import run_layers
-from aprjax.bisect.render_terminal import print_reports
+from aprjax.bisect.layers.command import run_layers
+from aprjax.bisect.layers.render import print_reports
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.cli import main
 from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, Stage
@@ -223,9 +223,9 @@ def test_other_dimensions_exit_with_3(pair: tuple[str, str], tmp_path: Path, cap
 
 
 def test_print_reports_takes_any_width(pair: tuple[str, str], tmp_path: Path) -> None:
-    from aprjax.bisect.layers import layers
+    from aprjax.bisect.layers.compare import layers
     from aprjax.bisect.lockstep import Runner
-    from aprjax.bisect.tokens import TokensReport
+    from aprjax.bisect.tokens.fed import TokensReport
     from aprjax.checkpoint import open_checkpoint
     from aprjax.qwen2 import PRESETS
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from text.synthetic import small_vocabulary
 
-from aprjax.bisect.generate import generate
-from aprjax.bisect.generate_html import summary_html
-from aprjax.bisect.generate_render import print_reports
-from aprjax.bisect.generate_report import GenerateReport, Kind
-from aprjax.bisect.generate_text import Words, vocabulary_findings
+from aprjax.bisect.generate.compare import generate
+from aprjax.bisect.generate.html import summary_html
+from aprjax.bisect.generate.render import print_reports
+from aprjax.bisect.generate.report import GenerateReport, Kind
+from aprjax.bisect.generate.text import Words, vocabulary_findings
 from aprjax.bisect.report import Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.qwen2 import PRESETS
 from aprjax.text import Tokenizer
 from aprjax.trace.generation import Stop, likeliest, rank_of

@@ -12,8 +12,8 @@ import pytest
 from generating import Noise
 from tiny import CONFIG, VOCABULARY, tiny_checkpoint, with_tensor, write_tiny
 
-from aprjax.bisect import generate_command
-from aprjax.bisect.generate_sides import LocalGenerator
+from aprjax.bisect.generate import command as generate_command
+from aprjax.bisect.generate.sides import LocalGenerator
 from aprjax.checkpoint.convert import convert
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.cli import main

@@ -34,7 +34,7 @@ def test_the_readme_is_what_the_benchmark_makes_of_the_json(benchmark: ModuleTyp
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_every_result_is_of_what_llama_cpp_generated(benchmark: ModuleType, folder: Path) -> None:
-    from aprjax.bisect.margins import NEAR_TIE_SIGMAS
+    from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
 
     references, results = benchmark.found_in(folder)
     generated = {reference["sha256"]: reference for reference in references}

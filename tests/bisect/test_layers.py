@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny import CONFIG, random_values, tiny_checkpoint, with_tensor, write_tiny
 
-from aprjax.bisect.layers import layers
+from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.report import LayersReport, Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, PRESETS, Stage
 

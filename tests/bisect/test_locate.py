@@ -11,14 +11,14 @@ import pytest
 from tiny import CONFIG, tiny_checkpoint, with_tensor, write_tiny
 
 from aprjax.bisect.files import compare_files
-from aprjax.bisect.layers import layers
-from aprjax.bisect.locate import locate
-from aprjax.bisect.locate_command import locate_sides
-from aprjax.bisect.locate_report import LocateReport
+from aprjax.bisect.layers.compare import layers
+from aprjax.bisect.locate.command import locate_sides
+from aprjax.bisect.locate.report import LocateReport
+from aprjax.bisect.locate.run import locate
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.parts import carrying_parts
 from aprjax.bisect.report import Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Traced
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import preset

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_checkpoint
 
-from aprjax.bisect.changed_runs import (
+from aprjax.bisect.lockstep import Runner, arbiter
+from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
+from aprjax.bisect.noise.changed_runs import (
     AS_IT_IS,
     DOUBLE,
     PERMUTED,
@@ -22,8 +24,7 @@ from aprjax.bisect.changed_runs import (
     sweep,
     variants,
 )
-from aprjax.bisect.lockstep import Runner, arbiter
-from aprjax.bisect.logit_noise import (
+from aprjax.bisect.noise.logits import (
     PLAUSIBLE,
     LogitNoise,
     _ChangeSums,
@@ -31,7 +32,6 @@ from aprjax.bisect.logit_noise import (
     plausible_tokens,
     same_types,
 )
-from aprjax.bisect.margins import NEAR_TIE_SIGMAS
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2 import PRESETS
 from aprjax.qwen2.generate import Cache, extend

@@ -12,12 +12,12 @@ from tiny import CONFIG, tiny_checkpoint, with_tensor, write_tiny
 
 from aprjax.bisect.files import compare_files
 from aprjax.bisect.lockstep import Runner
-from aprjax.bisect.margins import margins
-from aprjax.bisect.margins_pair import compare_margins
-from aprjax.bisect.margins_report import SCHEMA, FedTokens, MarginsReport
-from aprjax.bisect.margins_run import Shared, paired_logits
+from aprjax.bisect.margins.pair import compare_margins
+from aprjax.bisect.margins.report import SCHEMA, FedTokens, MarginsReport
+from aprjax.bisect.margins.run import Shared, paired_logits
+from aprjax.bisect.margins.top_two import margins
 from aprjax.bisect.report import Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Traced
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.cli import main

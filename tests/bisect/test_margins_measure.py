@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aprjax.bisect.logit_noise import LogitNoise
-from aprjax.bisect.margins import NEAR_TIE_SIGMAS
-from aprjax.bisect.margins_measure import (
+from aprjax.bisect.margins.measure import (
     FROM_DRIFT,
     FROM_NOISE,
     MEDIAN_TO_SIGMA,
@@ -23,8 +21,10 @@ from aprjax.bisect.margins_measure import (
     predict_flips,
     summarize,
 )
-from aprjax.bisect.margins_pair import pieces_of
-from aprjax.bisect.margins_report import FedTokens, TokenMargin
+from aprjax.bisect.margins.pair import pieces_of
+from aprjax.bisect.margins.report import FedTokens, TokenMargin
+from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
+from aprjax.bisect.noise.logits import LogitNoise
 from aprjax.bisect.report import Verdict
 
 NOISE = LogitNoise(0.1, (), (0,))

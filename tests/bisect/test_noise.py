@@ -8,7 +8,7 @@ import pytest
 
 from aprjax.bisect.lockstep import arbiter
 from aprjax.bisect.metrics import relative_l2
-from aprjax.bisect.noise import FACTOR, SMALLEST
+from aprjax.bisect.noise.floor import FACTOR, SMALLEST
 from aprjax.blocks import block_format, encode
 from aprjax.blocks.relay import relay
 from aprjax.qwen2 import PRESETS

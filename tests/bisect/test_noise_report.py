@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bisect_traces import TOKENS, tiny_file
 
-from aprjax.bisect.noise_report import SCHEMA, batched, compare, measure_noise, stepwise
+from aprjax.bisect.noise.report import SCHEMA, batched, compare, measure_noise, stepwise
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.cli import main
 from aprjax.qwen2 import OUTSIDE, PRESETS, Stage

@@ -13,9 +13,9 @@ import pytest
 from bisect_traces import LAYERS, TOKENS, Fault, faulty_trace, sound_trace, tiny_file, trace_info
 from rich.console import Console
 
-from aprjax.bisect.replay import replay
-from aprjax.bisect.replay_command import render
-from aprjax.bisect.replay_report import SCHEMA, NodeVerdict, ReplayReport
+from aprjax.bisect.replay.command import render
+from aprjax.bisect.replay.judge import replay
+from aprjax.bisect.replay.report import SCHEMA, NodeVerdict, ReplayReport
 from aprjax.bisect.report import Verdict
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.cli import main

@@ -14,9 +14,9 @@ from text.synthetic import checkpoint_of, small_vocabulary
 
 from aprjax.bisect.open_sides import Opened
 from aprjax.bisect.report import Verdict
-from aprjax.bisect.tokens_compare import compare_tokens
-from aprjax.bisect.tokens_render import render, shown_rows
-from aprjax.bisect.tokens_report import Cause, TokensComparison
+from aprjax.bisect.tokens.compare import compare_tokens
+from aprjax.bisect.tokens.render import render, shown_rows
+from aprjax.bisect.tokens.report import Cause, TokensComparison
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, Vocabulary
 from aprjax.text import PROBES, Tokenizer, wrap
 from aprjax.trace.engine import EngineError

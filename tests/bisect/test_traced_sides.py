@@ -11,11 +11,11 @@ import pytest
 from bisect_traces import LAYERS, TOKENS, faulty_trace, sound_trace, tiny_file
 from tiny import with_tensor, write_tiny
 
-from aprjax.bisect.layers import layers
+from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.open_sides import file_of
 from aprjax.bisect.report import LayersReport, Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, Traced, arithmetic_of
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.cli import main

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from blocks.support import run_jobs
 
-from aprjax.bisect.noise import engine_floors
+from aprjax.bisect.noise.floor import engine_floors
 from aprjax.qwen2 import PRESETS, Stage, flash, functional, kernels
 from aprjax.qwen2.flash_twins import flash_attention, library_exponential
 from aprjax.trace.llama_cpp import LlamaOptions, engine_facts

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aprjax.bisect.layers import layers
+from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.open_sides import arithmetics, open_two
-from aprjax.bisect.replay import replay
+from aprjax.bisect.replay.judge import replay
 from aprjax.bisect.report import LayersReport, Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Traced, arithmetic_of
 from aprjax.checkpoint import open_checkpoint
 from aprjax.qwen2 import PRESETS, Stage

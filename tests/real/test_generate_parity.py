@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from aprjax.bisect.generate import generate
-from aprjax.bisect.generate_sides import LlamaGenerator, LocalGenerator
-from aprjax.bisect.logit_noise import LogitNoise
+from aprjax.bisect.generate.compare import generate
+from aprjax.bisect.generate.sides import LlamaGenerator, LocalGenerator
+from aprjax.bisect.noise.logits import LogitNoise
 from aprjax.bisect.report import Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.checkpoint import open_checkpoint
 from aprjax.qwen2 import PRESETS
 from aprjax.qwen2.compilation import enable_compilation_cache

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aprjax.bisect.lockstep import Runner
-from aprjax.bisect.logit_noise import measure_logit_noise
-from aprjax.bisect.margins import NEAR_TIE_SIGMAS
+from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
+from aprjax.bisect.noise.logits import measure_logit_noise
 from aprjax.checkpoint import open_checkpoint
 from aprjax.cli import main
 from aprjax.qwen2 import PRESETS

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from aprjax.bisect.cause import MATMUL_STAGES
-from aprjax.bisect.layers import layers
+from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.metrics import relative_l2
-from aprjax.bisect.noise_report import measure_noise
-from aprjax.bisect.replay import replay
-from aprjax.bisect.replay_run import replay_layers
+from aprjax.bisect.noise.report import measure_noise
+from aprjax.bisect.replay.judge import replay
+from aprjax.bisect.replay.layers import replay_layers
 from aprjax.bisect.report import Verdict
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Traced, arithmetic_of
 from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint

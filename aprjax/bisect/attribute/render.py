@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aprjax.bisect.attribute.report import AttributeReport
-from aprjax.bisect.locate_report import place
+from aprjax.bisect.locate.report import place
 from aprjax.bisect.report import Verdict
 
 if TYPE_CHECKING:

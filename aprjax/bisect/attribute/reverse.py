@@ -178,6 +178,6 @@ def mixture(model: Errors, ref: Errors, base: PatchedModel, share: float) -> Cal
 
 def base_shape(base: PatchedModel, stage: Stage, length: int) -> tuple[int, int]:
     """A stage's padded shape."""
-    from aprjax.bisect.replay_run import stage_widths
+    from aprjax.bisect.replay.layers import stage_widths
 
     return length, stage_widths(base.runner.checkpoint.config, length)[stage]

@@ -20,7 +20,7 @@ from aprjax.bisect.lockstep import WeightSource
 from aprjax.bisect.parts import stage_units
 from aprjax.bisect.patching import PatchedModel
 from aprjax.bisect.report import PromptInfo, SideInfo, Verdict, sided
-from aprjax.bisect.tokens import TokensReport
+from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, Traced
 from aprjax.checkpoint.types import CheckpointError, Finding
 from aprjax.qwen2.model import trim

@@ -10,7 +10,7 @@ import numpy as np
 
 from aprjax.bisect.lockstep import Runner, WeightSource
 from aprjax.bisect.patching import PatchedModel
-from aprjax.bisect.replay_run import padded
+from aprjax.bisect.replay.layers import padded
 from aprjax.bisect.traced import Traced
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.arithmetic import preset

@@ -16,7 +16,7 @@ from aprjax.bisect.chatml.facts import Texts, open_texts, pair_facts, side_facts
 from aprjax.bisect.chatml.prompts import ChatPrompt
 from aprjax.bisect.chatml.store import Store, Stored
 from aprjax.bisect.files import compare_files
-from aprjax.bisect.margins import margins
+from aprjax.bisect.margins.top_two import margins
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import preset
 from aprjax.qwen2.model import Qwen2

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from aprjax.bisect.chatml.cells import Factorial
 from aprjax.bisect.chatml.partings import Parting
 from aprjax.bisect.lockstep import Runner
-from aprjax.bisect.logit_noise import measure_logit_noise
+from aprjax.bisect.noise.logits import measure_logit_noise
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2.arithmetic import preset
 

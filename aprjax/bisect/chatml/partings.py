@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, Literal
 
 from aprjax.bisect.chatml.cells import STOPS, Comparison, Condition, Continuation, Factorial, Stop
-from aprjax.bisect.margins import NEAR_TIE_SIGMAS
+from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
 
 # `end`: one side ended and the other went on. `other prompt`: the two were not fed the same ids, so that
 # the gap says nothing. `unknown`: nobody measured the noise of these two arithmetics.

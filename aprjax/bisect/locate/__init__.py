@@ -1,0 +1,1 @@
+"""`bisect locate`: which places cause a drift, found and proven by putting values in."""

@@ -1,0 +1,169 @@
+"""`locate`: which place *causes* the drift, found by putting the reference's values into the model.
+
+Cheapest cause first: a config key that differs acts in every layer, so the reference's is put in before any
+place is looked for (`locate_search`). Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from aprjax.bisect.cause import STAGE_CONFIG, cause_of
+from aprjax.bisect.files import FilesReport
+from aprjax.bisect.locate.report import LocatedFault, LocateReport, Run, place
+from aprjax.bisect.locate.search import Progress, Search, find_causes, logit_drift
+from aprjax.bisect.lockstep import Runner, WeightSource
+from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
+from aprjax.bisect.noise.logits import measure_logit_noise
+from aprjax.bisect.patching import PatchedModel, RunReference, open_reference
+from aprjax.bisect.report import PromptInfo, SideInfo, Verdict, sided
+from aprjax.bisect.tokens.fed import TokensReport
+from aprjax.bisect.traced import Side, Traced
+from aprjax.checkpoint.types import CheckpointError, Finding
+from aprjax.qwen2.stages import Stage
+
+
+def locate(
+    model: Runner,
+    ref: Side,
+    *,
+    tokens: TokensReport,
+    positions: tuple[int, ...],
+    files: FilesReport | None,
+    progress: Progress = lambda what, done, total: None,
+) -> LocateReport:
+    """Finds the places that cause the drift of the model's logits from the reference's.
+
+    Args:
+        model: the side under suspicion; it is run with values put in.
+        ref: the side it is judged by: a file that runs here, or a trace.
+        tokens: what both are fed.
+        positions: whose logits are compared.
+        files: the comparison of the two files, which names causes.
+        progress: told what is being asked.
+
+    Raises:
+        CheckpointError: a side cannot be run, or a trace lacks values, is of other tokens or is not finite.
+    """
+    start = time.perf_counter()
+    if files is not None and files.dimensions:
+        keys = ", ".join(f"{key} ({a} and {b})" for key, (a, b) in files.dimensions.items())
+        raise CheckpointError(
+            f"the two models have other dimensions, so no value of the one fits into the other: {keys}",
+            file=model.checkpoint.path,
+        )
+    same_bytes = (lambda name: False) if files is None else files.same_bytes
+    weights = WeightSource(same_bytes)
+    progress("loading", 0, 0)
+    patched = PatchedModel(model, tokens.ids, positions, weights)
+    reference = open_reference(ref, patched, weights, tokens.ids)
+    logits = patched.run()
+    drift = logit_drift(logits, reference.logits)
+    floor, basis = 0.0, "not needed: the logits are equal to the bit"
+    if drift > 0:
+        floor, basis = _floor((model, ref), files, tokens.ids, positions, progress)
+    search = Search(patched, reference, files, (model, ref), floor, progress)
+    faults, half_at = (), None
+    if drift > floor:
+        everywhere, remaining = _config_causes(search, drift, weights)
+        found, half_at = find_causes(search, remaining) if remaining > floor else ((), None)
+        faults = (*everywhere, *found)
+    flips = int(np.count_nonzero(logits.argmax(axis=1) != reference.logits.argmax(axis=1)))
+    flipped = f"{flips} of {len(positions)} positions flip"
+    verdict, reason = _verdict(faults, drift=drift, floor=floor, half_at=half_at, flips=flipped)
+    spent = {"model": patched.spent} | ({"ref": reference.model.spent} if isinstance(reference, RunReference) else {})
+    return LocateReport(
+        verdict=verdict,
+        reason=reason,
+        faults=faults,
+        drift=drift,
+        floor=floor,
+        floor_basis=basis,
+        half_at=half_at,
+        flips=flips,
+        sides={"model": _side(model), "ref": _side(ref)},
+        prompt=PromptInfo(tokens.name, tokens.text, tokens.wrap, tokens.ids, positions),
+        findings=tuple(sided(f, "both") for f in (*_files_findings(files), *tokens.findings)),
+        runs=tuple(search.runs),
+        passes={name: {"runs": s.runs, "passes": round(s.passes, 3)} for name, s in spent.items()},
+        seconds={"total": time.perf_counter() - start},
+    )
+
+
+def _files_findings(files: FilesReport | None) -> list[Finding]:
+    if files is None:
+        return [Finding("files-compared", "info", "The files cannot be compared: the trace's own is not at hand.")]
+    return [Finding("files-compared", "info", files.sentence()), *files.findings()]
+
+
+def _side(side: Side) -> SideInfo:
+    if isinstance(side, Traced):
+        info = side.trace.info
+        return SideInfo(info.path, info.sha256, f"trace of {info.format}", info.arithmetic)
+    return SideInfo(str(side.checkpoint.path), side.checkpoint.sha256(), side.checkpoint.format, side.arithmetic.name)
+
+
+def _config_causes(search: Search, drift: float, weights: WeightSource) -> tuple[tuple[LocatedFault, ...], float]:
+    """Differing config keys that cause drift, and what remains of it with the reference's in their place.
+
+    The search goes on with the keys put in.
+    """
+    files, ref = search.files, search.sides[1]
+    found: list[LocatedFault] = []
+    acts = {key: stage for stage in reversed(Stage) for key in STAGE_CONFIG.get(stage, ())}
+    if files is None:
+        return (), drift
+    for key in [key for key in acts if key in files.config]:
+        runner = search.model.runner
+        config = replace(runner.checkpoint.config, **{key: files.config[key][1]})
+        mended = Runner(replace(runner.checkpoint, config=config), runner.arithmetic)
+        patched = PatchedModel(mended, search.model.tokens, search.model.rows, weights)
+        patched.spent = search.model.spent
+        after = logit_drift(patched.run(), search.reference.logits)
+        run = Run(f"the reference's {key} put in", "model", after, after <= search.floor, "logits", len(patched.layers))
+        search.runs.append(run)
+        if after < drift:
+            cause, step = cause_of(0, acts[key], files, (runner.arithmetic, ref.arithmetic))
+            found.append(
+                LocatedFault(0, acts[key], drift, after, "logits", None, None, f"{cause} (in every layer)", step)
+            )
+            search.model, drift = patched, after
+    return tuple(found), drift
+
+
+def _floor(
+    sides: tuple[Runner, Side],
+    files: FilesReport | None,
+    tokens: Sequence[int],
+    positions: Sequence[int],
+    progress: Progress,
+) -> tuple[float, str]:
+    """The drift that noise explains, and its basis."""
+    model, ref = sides
+    same_layout = files is not None and all(t.block_types[0] == t.block_types[1] for t in files.tensors)
+    if same_layout and isinstance(ref, Runner) and model.arithmetic == ref.arithmetic:
+        return 0.0, "one arithmetic, one program and one layout: without a cause both sides are equal to the bit"
+    other = ref if isinstance(ref, Runner) else None
+    noise = measure_logit_noise(model, other, tokens, positions, steps=0, progress=progress)
+    sigma = max((change.sigma_vocabulary for change in noise.changes), default=0.0)
+    return NEAR_TIE_SIGMAS * sigma, f"{NEAR_TIE_SIGMAS:.2f} times the measured noise; {noise.method}"
+
+
+def _verdict(
+    faults: tuple[LocatedFault, ...], *, drift: float, floor: float, half_at: int | None, flips: str
+) -> tuple[Verdict, str]:
+    size = f"the logits drift by {drift:.3g} (noise explains {floor:.3g}), {flips}"
+    if drift <= floor:
+        return Verdict.AGREE, f"nothing to locate: {size}"
+    if faults:
+        named = "; ".join(f"{place(f.layer, f.stage)}: {f.cause}" for f in faults)
+        return Verdict.DIVERGENCE, f"{named} ({size})"
+    return (
+        Verdict.DIVERGENCE,
+        f"the drift has no single place, it grows through the layers: half of it has come together at layer {half_at} "
+        f"({size})",
+    )

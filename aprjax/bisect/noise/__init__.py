@@ -1,0 +1,1 @@
+"""How far legitimate changes of a computation move its values: the basis of every threshold, and `bisect noise`."""
