@@ -21,7 +21,7 @@ from aprjax.qwen2.sampling import GREEDY
 from aprjax.text import Tokenizer
 
 TOKENIZER = Tokenizer(small_vocabulary())
-# As tests/qwen2/test_generate.py has them: the same shapes, so the same compiled programs.
+# As tests/qwen2/test_generation.py has them: the same shapes, so the same compiled programs.
 IDS = [41, 99, 3, 250, 12, 7, 5]
 BUDGET = "6"
 

@@ -108,6 +108,7 @@ def test_an_agreeing_pair_exits_with_0(pair: tuple[str, str], capsys: pytest.Cap
     assert "byte-identical blocks in all 39 tensors" in text
 
 
+@pytest.mark.thorough
 def test_without_a_prompt_the_three_probes_run(pair: tuple[str, str], tmp_path: Path) -> None:
     assert run((pair[1], pair[1]), "--json", str(tmp_path / "out.json"), "--positions", "last") == 0
     document = json.loads((tmp_path / "out.json").read_text())

@@ -111,7 +111,7 @@ CONSTANT_FAULTS = {
 
 
 @pytest.mark.parametrize("key", CONSTANT_FAULTS)
-@pytest.mark.parametrize("arithmetic", ["float32", "llama.cpp"])
+@pytest.mark.parametrize("arithmetic", ["float32", pytest.param("llama.cpp", marks=pytest.mark.thorough)])
 def test_a_changed_constant_is_found_at_its_stage(
     folder: Path, reference: Checkpoint, key: str, arithmetic: str
 ) -> None:
@@ -173,6 +173,7 @@ def test_only_the_declared_positions_are_compared(folder: Path, reference: Check
         compare(model, reference, positions=(11,))
 
 
+@pytest.mark.thorough
 def test_positions_beyond_one_batch_of_logits_are_all_measured(folder: Path, reference: Checkpoint) -> None:
     generator = np.random.default_rng(0)
     tokens = tuple(int(t) for t in generator.integers(0, 500, 140))

@@ -124,7 +124,9 @@ def test_splitting_products_in_two_changes_no_bit(name, monkeypatch):
 
 @pytest.mark.llama_cpp
 @pytest.mark.parametrize("name", QUANTIZED)
-@pytest.mark.parametrize(("rows", "columns", "tokens"), [(48, 1536, 5), (16, 8960, 1)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "tokens"), [(48, 1536, 5), pytest.param(16, 8960, 1, marks=pytest.mark.thorough)]
+)
 def test_products_agree_with_ggml(name, rows, columns, tokens, llama_library):
     packed = matrix(name, rows, columns, 4)
     x = RNG(5).standard_t(3, (tokens, columns)).astype(np.float32)

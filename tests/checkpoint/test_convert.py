@@ -307,6 +307,7 @@ def test_the_report_is_json(tmp_path: Path) -> None:
     assert content["decoded"] == {"F16 -> F32": 15, "Q8_0 -> F32": 1}
 
 
+@pytest.mark.thorough
 def test_memory_stays_small_beside_the_files(tmp_path: Path) -> None:
     """A tensor many times the size of a piece is decoded piece by piece."""
     import tracemalloc

@@ -385,6 +385,7 @@ def test_wrong_json_values_are_refused_or_found(small_folder: Path, name: str) -
     run()
 
 
+@pytest.mark.thorough
 @pytest.mark.transformers_peer
 @pytest.mark.parametrize(("tied", "dtype"), [(False, "auto"), (True, "auto"), (False, "F32"), (True, "BF16")])
 def test_transformers_loads_the_folder(transformers: ModuleType, tmp_path: Path, tied: bool, dtype: Any) -> None:

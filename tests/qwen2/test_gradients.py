@@ -74,7 +74,15 @@ def test_no_gradient_is_zero_everywhere(gradients: dict) -> None:
 
 # Every emulated kernel and every way to quantize activations is in one of these.
 @pytest.mark.parametrize(
-    "name", ["llama.cpp", "llama.cpp-exact", "realizar", "realizar-integer", "realizar-f32", "q8_1"]
+    "name",
+    [
+        "llama.cpp",
+        "realizar",
+        *(
+            pytest.param(n, marks=pytest.mark.thorough)
+            for n in ("llama.cpp-exact", "realizar-integer", "realizar-f32", "q8_1")
+        ),
+    ],
 )
 def test_gradients_flow_straight_through_every_preset(float32_gradient: np.ndarray, name: str) -> None:
     found = embedding_gradient(name)

@@ -53,7 +53,9 @@ def test_every_stage_equals_the_reference_in_float32_and_float64(config: ModelCo
             assert relative_l2(ours, value) < limit, (name, layer, stage)
 
 
-@pytest.mark.parametrize("block_type", ["Q4_K", "Q6_K", "Q8_0"])
+@pytest.mark.parametrize(
+    "block_type", ["Q4_K", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("Q6_K", "Q8_0"))]
+)
 def test_dequantized_arithmetic_is_that_of_the_decoded_weights(block_type: str) -> None:
     checkpoint = tiny_checkpoint(types={"": block_type})
     expected = forward(checkpoint, TOKENS)[OUTSIDE, Stage.LM_HEAD]
