@@ -147,6 +147,7 @@ def _other_shape(pair: Pair) -> TensorDifference:
         explanation=text,
         shapes=(ours.shape, theirs.shape),
     )
+    difference = replace(difference, next_step="convert the model again: the two tensors are of different sizes")
     # Only reversed dimensions can hold the same values.
     if ours.shape != theirs.shape[::-1]:
         return difference

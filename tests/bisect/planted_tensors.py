@@ -219,7 +219,7 @@ GENERAL_ACCIDENTS = (
     Accident("heads-permuted", by_rows(in_order([0, 0, 2, 2])), Q),
     Accident("heads-permuted", by_values(lambda values: in_order([0, 2, 1, 3])(values.T).T), O),
     Accident("rows-permuted", shuffled),
-    Accident("rows-permuted", copied_row, EMBEDDING),
+    Accident("rows-copied", copied_row, EMBEDDING),
     Accident("columns-permuted", shuffled_columns),
     Accident("scaled", by_values(lambda values: values * np.float32(1.5))),
     Accident("scaled", by_values(lambda values: -values)),

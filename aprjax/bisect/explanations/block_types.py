@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -160,6 +161,26 @@ def _through(values: np.ndarray, types: tuple[str, ...]) -> np.ndarray:
     for name in types:
         values = dequantize(name, encode(name, np.where(np.isfinite(values), values, 0.0)), values.shape)
     return values
+
+
+def encoded_alike(pair: Pair, candidate: Candidate) -> Candidate:
+    """A candidate that leaves something, proved: its values, encoded as the model's block type, are the model's."""
+    blocks = block_format(pair.ours.block_type)
+    if candidate.residual == 0.0 or candidate.predict is None or blocks.encode is None or blocks.name == "F32":
+        return candidate
+    if pair.ours.row_padded or not pair.a.addressable or pair.shape[1] % blocks.block_size:
+        return candidate
+    rows = spread(pair.shape[0], max(1, _ENCODED_LIMIT // pair.shape[1]))
+    if distance(pair.a.rows(rows), _through(candidate.predict(rows), (blocks.name,))) != 0.0:
+        return candidate
+    basis = "all values" if rows.size == pair.shape[0] else f"{rows.size} sampled rows"
+    return replace(
+        candidate,
+        sentence=f"{candidate.sentence}, and encoded again as {blocks.name}",
+        residual=0.0,
+        basis=f"{basis}, encoded",
+        parameters={**candidate.parameters, "encoded_as": blocks.name, "before_encoding": candidate.residual},
+    )
 
 
 SAME_BYTES = (

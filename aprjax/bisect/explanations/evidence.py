@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from aprjax.bisect.explanations.pair import Pair
 
@@ -21,6 +23,7 @@ class Candidate:
         basis: what the residual was measured on ("all bytes", "all values", "64 sampled rows").
         parameters: of the hypothesis, as plain JSON values.
         sampled: the residual comes from a sample that already speaks against the hypothesis.
+        predict: the predicted values of some rows, so that they can be encoded as the model's were.
     """
 
     sentence: str
@@ -28,6 +31,7 @@ class Candidate:
     basis: str
     parameters: dict[str, Any] = field(default_factory=dict)
     sampled: bool = False
+    predict: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

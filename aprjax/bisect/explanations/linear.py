@@ -14,6 +14,8 @@ from aprjax.bisect.explanations.places import rows_in_words
 # A sample that a fitted constant misses by more than this is not worth decoding a tensor for.
 _WORTH_VERIFYING = 0.5
 _SAMPLED = 64
+# Nor is a factor that leaves as much as no factor: it has taken up a part of a rounding.
+_CLEARLY_LESS = 0.98
 
 
 def _zeroed(pair: Pair) -> Iterator[Candidate]:
@@ -93,7 +95,8 @@ def _scaled(pair: Pair) -> Iterator[Candidate]:
     # One factor always explains one value.
     if fit is None or (pair.is_vector and pair.rows.size < 2):
         return
-    if fit.left > _WORTH_VERIFYING:
+    worth = min(_WORTH_VERIFYING, _CLEARLY_LESS * distance(ours, theirs))
+    if fit.left > worth:
         yield Candidate("scaled", fit.left, "sampled rows", {"factor": fit.value}, sampled=True)
     elif not np.isclose(fit.value, 1.0, rtol=1e-6):
         factor = np.float32(fit.value)
@@ -103,24 +106,24 @@ def _scaled(pair: Pair) -> Iterator[Candidate]:
         yield Candidate(words, residual, basis, {"factor": fit.value, **_counted(pair)})
     if pair.is_vector:
         return
-    yield from _scaled_columns(pair, ours, theirs)
-    yield from _scaled_rows(pair, ours, theirs)
+    yield from _scaled_columns(pair, ours, theirs, worth)
+    yield from _scaled_rows(pair, ours, theirs, worth)
 
 
-def _scaled_columns(pair: Pair, ours: np.ndarray, theirs: np.ndarray) -> Iterator[Candidate]:
+def _scaled_columns(pair: Pair, ours: np.ndarray, theirs: np.ndarray, worth: float) -> Iterator[Candidate]:
     """One factor for the differing columns: a head's share of the output projection, say."""
     columns = pair.columns
     if columns is None or columns.size in (0, pair.shape[1]):
         return
     fit = _factor(ours[:, columns], theirs[:, columns])
-    if fit is None or fit.left > _WORTH_VERIFYING:
+    if fit is None or fit.left > worth:
         return
     residual, basis = _masked(pair, fit.value, columns)
     words = f"the model's {rows_in_words(pair, columns, axis=1)} are the reference's times {fit.value:.6g}"
     yield Candidate(words, residual, basis, {"factor": fit.value, "columns": columns.size})
 
 
-def _scaled_rows(pair: Pair, ours: np.ndarray, theirs: np.ndarray) -> Iterator[Candidate]:
+def _scaled_rows(pair: Pair, ours: np.ndarray, theirs: np.ndarray, worth: float) -> Iterator[Candidate]:
     """A factor of its own for each row, or for each column: a norm or a scale folded into the weights."""
     for axis, what in ((1, "row"), (0, "column")):
         x, y = ours.astype(np.float64), theirs.astype(np.float64)
@@ -130,7 +133,7 @@ def _scaled_rows(pair: Pair, ours: np.ndarray, theirs: np.ndarray) -> Iterator[C
         size = np.square(y).sum(axis=axis, keepdims=True)
         factors = np.divide((x * y).sum(axis=axis, keepdims=True), size, out=np.zeros_like(size), where=size > 0)
         left = distance(ours, factors * y)
-        if left > _WORTH_VERIFYING:
+        if left > worth:
             yield Candidate(f"scaled by {what}", left, "sampled rows", {"axis": what}, sampled=True)
             continue
         given = factors if what == "column" else None

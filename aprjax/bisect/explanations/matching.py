@@ -34,10 +34,12 @@ def match(pair: Pair, axis: int, *, sample: bool = False) -> list[tuple[int, int
         return None
     theirs = pair.kept(f"signatures {axis}", lambda: _signatures(pair, pair.b, axis, None))
     some = differing[spread(differing.size, _SAMPLED)]
-    first = _match_some(_signatures(pair, pair.a, axis, some), some, theirs)
+    first = pair.kept(f"sampled match {axis}", lambda: _match_some(_signatures(pair, pair.a, axis, some), some, theirs))
     if first is None or sample:
         return first
-    return _match_some(_signatures(pair, pair.a, axis, differing), differing, theirs)
+    return pair.kept(
+        f"match {axis}", lambda: _match_some(_signatures(pair, pair.a, axis, differing), differing, theirs)
+    )
 
 
 def _signatures(pair: Pair, values: Values, axis: int, index: np.ndarray | None) -> np.ndarray:
@@ -91,8 +93,8 @@ def _match_exactly(ours: np.ndarray, index: np.ndarray, theirs: np.ndarray) -> l
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:
-    norms = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1, keepdims=True))
-    return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+    return rows / np.where(norms > 0, norms, np.float32(1))
 
 
 def match_heads(pair: Pair, axis: int) -> np.ndarray | None:

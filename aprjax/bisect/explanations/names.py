@@ -34,7 +34,7 @@ def _other_name(pair: Pair) -> Iterator[Candidate]:
             continue
         values = Values(other)
         residual, basis = pair.residual(values.rows)
-        yield Candidate(_words(name), residual, basis, _parameters(pair, name))
+        yield Candidate(_words(name), residual, basis, _parameters(pair, name), predict=values.rows)
         if residual == 0.0:
             return
 

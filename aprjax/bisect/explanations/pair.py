@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +22,7 @@ _SAMPLE_ROWS, _SAMPLE_COLUMNS = 8, 16
 # A row's rounding errors against those of its tensor: rows differ in how well they quantize, but not by this much.
 _STRANGE_ROW = 8.0
 
+Kept = TypeVar("Kept")
 RowIndex = slice | Int[np.ndarray, " rows"]
 
 
@@ -100,7 +102,7 @@ class Pair:
     row_norms: Float[np.ndarray, " differing"] | None = None
     a: Values = field(init=False)
     b: Values = field(init=False)
-    _kept: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.a, self.b = Values(self.ours), Values(self.theirs)
@@ -125,7 +127,7 @@ class Pair:
         """Whether bytes can be compared with bytes."""
         return (self.ours.block_type, self.ours.row_padded) == (self.theirs.block_type, self.theirs.row_padded)
 
-    def kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def kept(self, name: str, make: Callable[[], Kept]) -> Kept:
         """What several hypotheses need, made once."""
         if name not in self._kept:
             self._kept[name] = make()

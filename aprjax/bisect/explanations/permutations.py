@@ -34,7 +34,11 @@ def _mapped(
         # Rows that stand where they stood are known to be equal, unless they are among those that differ.
         touched = np.union1d(np.flatnonzero(source != np.arange(source.size)), pair.rows)
         residual, basis = pair.residual(lambda window: pair.b.rows(source[touched[window]]), touched)
-    yield Candidate(f"the model's values are the reference's, {words}", residual, basis, parameters)
+
+    def predict(chosen: np.ndarray) -> np.ndarray:
+        return pair.b.rows(chosen)[:, source] if axis else pair.b.rows(source[chosen])
+
+    yield Candidate(f"the model's values are the reference's, {words}", residual, basis, parameters, predict=predict)
 
 
 def _shifted(pair: Pair) -> Iterator[Candidate]:
@@ -120,7 +124,8 @@ def _heads(pair: Pair) -> Iterator[Candidate]:
     yield from _mapped(pair, axis, source, words, {"axis": _AXES[axis], "order": [int(i) for i in order]})
 
 
-def _any(pair: Pair, *, axis: int) -> Iterator[Candidate]:
+def _moved(pair: Pair, *, axis: int, copied: bool = False) -> Iterator[Candidate]:
+    """Any permutation; or rows that hold what is also elsewhere."""
     if not pair.same_shape or pair.shape[axis] < 2:
         return
     found = match(pair, axis)
@@ -130,6 +135,8 @@ def _any(pair: Pair, *, axis: int) -> Iterator[Candidate]:
     here, there = np.array(found, np.int64).T
     source[here] = there
     permuted = np.array_equal(np.sort(here), np.sort(there))
+    if permuted == copied:
+        return
     what = "element" if pair.is_vector else _AXES[axis]
     if here.size == 1:
         words = f"{what} {here[0]} holding what is its {what} {there[0]}"
@@ -137,11 +144,12 @@ def _any(pair: Pair, *, axis: int) -> Iterator[Candidate]:
         where = rows_in_words(pair, np.sort(here), axis=axis)
         words = f"{where} {'in another order' if permuted else f'holding other {what}s of it'}"
     pairs = [[int(i), int(j)] for i, j in list(zip(here, there, strict=True))[:16]]
-    parameters = {"axis": what, "permutation": permuted, "moved": int(here.size), "first_moves": pairs}
+    parameters = {"axis": what, "moved": int(here.size), "first_moves": pairs}
     yield from _mapped(pair, axis, source, words, parameters)
 
 
 _ORDER = "correct the order in which the converter writes them, and convert the model again from the reference"
+_COPIED = "these rows were overwritten or read twice: look at the converter's row index, and convert again"
 HYPOTHESES = (
     Hypothesis(
         "rotary-interleaved",
@@ -150,6 +158,8 @@ HYPOTHESES = (
     ),
     Hypothesis("heads-permuted", _heads, _ORDER),
     Hypothesis("rows-shifted", _shifted, "look for an offset of one in the converter's row index"),
-    Hypothesis("rows-permuted", partial(_any, axis=0), _ORDER),
-    Hypothesis("columns-permuted", partial(_any, axis=1), _ORDER),
+    Hypothesis("rows-permuted", partial(_moved, axis=0), _ORDER),
+    Hypothesis("rows-copied", partial(_moved, axis=0, copied=True), _COPIED),
+    Hypothesis("columns-permuted", partial(_moved, axis=1), _ORDER),
+    Hypothesis("columns-copied", partial(_moved, axis=1, copied=True), _COPIED),
 )

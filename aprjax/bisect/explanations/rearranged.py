@@ -28,22 +28,21 @@ def by_elements(pair: Pair, words: str, where: _Map, **parameters: object) -> It
     if left > WORTH_VERIFYING:
         yield Candidate(words, left, "sampled elements", parameters, sampled=True)
         return
-    sentence = f"the model's values are the reference's, {words}"
     every = np.arange(pair.shape[1])
+
+    def predict(chosen: np.ndarray) -> np.ndarray:
+        i, j = np.meshgrid(chosen, every, indexing="ij")
+        if pair.theirs.size <= WHOLE_LIMIT:
+            return pair.b.whole[where(i, j)]
+        return pair.b.elements(*(index.ravel() for index in where(i, j))).reshape(i.shape)
+
     if pair.theirs.size <= WHOLE_LIMIT:
-        theirs = pair.b.whole
-
-        def predicted(window: slice) -> np.ndarray:
-            i, j = np.meshgrid(np.arange(window.start, window.stop), every, indexing="ij")
-            return theirs[where(i, j)]
-
-        residual, basis = pair.residual(predicted)
+        residual, basis = pair.residual(lambda window: predict(np.arange(window.start, window.stop)))
     else:
         chosen = pair.some_rows(_FEW_ROWS)
-        i, j = np.meshgrid(chosen, every, indexing="ij")
-        found = pair.b.elements(*(index.ravel() for index in where(i, j))).reshape(i.shape)
-        residual, basis = distance(pair.a.rows(chosen), found), f"{chosen.size} sampled rows"
-    yield Candidate(sentence, residual, basis, dict(parameters))
+        residual, basis = distance(pair.a.rows(chosen), predict(chosen)), f"{chosen.size} sampled rows"
+    sentence = f"the model's values are the reference's, {words}"
+    yield Candidate(sentence, residual, basis, dict(parameters), predict=predict)
 
 
 def _transposed(pair: Pair) -> Iterator[Candidate]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from aprjax.bisect.explanations import block_fields, block_types, linear, names, permutations, rearranged
+from aprjax.bisect.explanations.block_types import encoded_alike
 from aprjax.bisect.explanations.evidence import Candidate, Diagnosis, Explanation, Hypothesis
 from aprjax.bisect.explanations.pair import Pair, slices
 
@@ -47,18 +48,21 @@ def _search(pair: Pair) -> Diagnosis:
         for candidate in hypothesis.test(pair):
             tried[hypothesis.id] = min(candidate.residual, tried.get(hypothesis.id, np.inf))
             if candidate.residual == 0.0 and not candidate.sampled:
-                return _settled(hypothesis, candidate, tried, tolerance)
+                return _settled(pair, hypothesis, candidate, tried, tolerance)
             if candidate.sampled or not candidate.residual <= tolerance:
                 continue
             if best is None or candidate.residual < best[1].residual * _CLEARLY_LESS:
                 best = hypothesis, candidate
     if best is not None:
-        return _settled(*best, tried, tolerance)
+        return _settled(pair, *best, tried, tolerance)
     remark = block_fields.only_field(pair) or "the decoded values differ"
     return Diagnosis(None, _nearest(tried), remark, tolerance)
 
 
-def _settled(hypothesis: Hypothesis, candidate: Candidate, tried: dict[str, float], tolerance: float) -> Diagnosis:
+def _settled(
+    pair: Pair, hypothesis: Hypothesis, candidate: Candidate, tried: dict[str, float], tolerance: float
+) -> Diagnosis:
+    candidate = encoded_alike(pair, candidate)
     found = Explanation(
         hypothesis.id,
         candidate.sentence,
