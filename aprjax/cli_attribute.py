@@ -69,12 +69,13 @@ def attribute(
     """
     check_prompt(prompt, prompt_file, tokens, wrap)
     check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
-    from aprjax.bisect.attribute.command import attribute_sides
+    from aprjax.bisect.asked import check_destinations
+    from aprjax.bisect.asked_pair import Question
+    from aprjax.bisect.attribute.command import attribute_sides, write_report
     from aprjax.bisect.attribute.render import render
 
-    found = attribute_sides(
-        model,
-        ref,
+    check_destinations(json_out, report)
+    question = Question(
         prompt=prompt,
         prompt_file=prompt_file,
         tokens=token_ids(tokens),
@@ -83,12 +84,9 @@ def attribute(
         model_arithmetic=model_arithmetic,
         ref_arithmetic=ref_arithmetic,
         positions=positions,
-        kind=metric.value,
-        steps=steps,
-        verify=verify,
-        base=base.value,
-        json_out=json_out,
-        report=report,
     )
+    found = attribute_sides(model, ref, question, kind=metric.value, steps=steps, verify=verify, base=base.value)
+    if report is not None:
+        write_report(found, report)
     show(lambda console: render(found, console), found.to_json(), json_out)
     return found.verdict.exit_code

@@ -46,12 +46,13 @@ def locate(
     """Find the places that cause a drift, by putting the reference's values into the model and the reverse."""
     check_prompt(prompt, prompt_file, tokens, wrap)
     check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
+    from aprjax.bisect.asked import check_destinations
+    from aprjax.bisect.asked_pair import Question
     from aprjax.bisect.locate.command import locate_sides
     from aprjax.bisect.locate.render import render
 
-    report = locate_sides(
-        model,
-        ref,
+    check_destinations(json_out)
+    question = Question(
         prompt=prompt,
         prompt_file=prompt_file,
         tokens=token_ids(tokens),
@@ -60,7 +61,7 @@ def locate(
         model_arithmetic=model_arithmetic,
         ref_arithmetic=ref_arithmetic,
         positions=positions,
-        json_out=json_out,
     )
+    report = locate_sides(model, ref, question)
     show(lambda console: render(report, console, every_run=runs), report.to_json(), json_out)
     return report.verdict.exit_code

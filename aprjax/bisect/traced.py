@@ -15,6 +15,7 @@ import numpy as np
 
 from aprjax.bisect.lockstep import LayerPair, Runner, Values
 from aprjax.bisect.replay.layers import ReplayedLayer, replay_layers, require_comparable, visible_part
+from aprjax.bisect.report import SideInfo
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic, MatrixKernel
 from aprjax.qwen2.model import embed_padded, precision_scope, run_head, run_norm, trim
@@ -51,6 +52,15 @@ class Traced:
 
 
 Side = Runner | Traced
+
+
+def side_info(side: Side) -> SideInfo:
+    """What a report says of a side: file, format, and what computed it."""
+    if isinstance(side, Traced):
+        info = side.trace.info
+        return SideInfo(info.path, info.sha256, f"trace of {info.format}", info.arithmetic)
+    checkpoint = side.checkpoint
+    return SideInfo(str(checkpoint.path), checkpoint.sha256(), checkpoint.format, side.arithmetic.name)
 
 
 def arithmetic_of(trace: AnyTrace) -> Arithmetic | None:

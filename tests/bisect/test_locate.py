@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import CONFIG, tiny_checkpoint, with_tensor, write_tiny
 
+from aprjax.bisect.asked_pair import Question
 from aprjax.bisect.files import compare_files
 from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.locate.command import locate_sides
@@ -156,7 +157,7 @@ def test_other_dimensions_are_refused(base: Checkpoint, tmp_path: Path) -> None:
 def test_a_trace_cannot_be_the_model_s_side(base: Checkpoint, tmp_path: Path) -> None:
     save(open_side(str(base.path)).trace(list(TOKENS.ids)), tmp_path / "trace.safetensors")
     with pytest.raises(CheckpointError, match="give the trace or engine as --ref"):
-        locate_sides(str(tmp_path / "trace.safetensors"), str(base.path))
+        locate_sides(str(tmp_path / "trace.safetensors"), str(base.path), Question())
 
 
 def test_parts_are_the_fewest_that_carry_the_difference() -> None:

@@ -19,9 +19,9 @@ from aprjax.bisect.files import FilesReport
 from aprjax.bisect.lockstep import WeightSource
 from aprjax.bisect.parts import stage_units
 from aprjax.bisect.patching import PatchedModel
-from aprjax.bisect.report import PromptInfo, SideInfo, Verdict, sided
+from aprjax.bisect.report import PromptInfo, Verdict, sided
 from aprjax.bisect.tokens.fed import TokensReport
-from aprjax.bisect.traced import Side, Traced
+from aprjax.bisect.traced import Side, side_info
 from aprjax.checkpoint.types import CheckpointError, Finding
 from aprjax.qwen2.model import trim
 from aprjax.qwen2.stages import Stage
@@ -130,7 +130,7 @@ def attribute(
         reconstruction=reconstruction,
         dtype=dtype,
         passes={"forwards": network.forwards, "backwards": network.backwards},
-        sides={"model": _side(model), "ref": _side(ref)},
+        sides={"model": side_info(model), "ref": side_info(ref)},
         prompt=PromptInfo(tokens.name, tokens.text, tokens.wrap, tokens.ids, positions),
         findings=tuple(sided(f, "both") for f in (*_findings(files), *tokens.findings)),
         seconds={"total": time.perf_counter() - start},
@@ -251,13 +251,6 @@ def _tensors(
 
 def _findings(files: FilesReport | None) -> list[Finding]:
     return [] if files is None else [Finding("files-compared", "info", files.sentence()), *files.findings()]
-
-
-def _side(side: Side) -> SideInfo:
-    if isinstance(side, Traced):
-        info = side.trace.info
-        return SideInfo(info.path, info.sha256, f"trace of {info.format}", info.arithmetic)
-    return SideInfo(str(side.checkpoint.path), side.checkpoint.sha256(), side.checkpoint.format, side.arithmetic.name)
 
 
 def _verdict(kind: str, change: float, gap: float, *, steps: int, rounding: float) -> tuple[Verdict, str]:

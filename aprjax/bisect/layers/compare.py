@@ -26,13 +26,12 @@ from aprjax.bisect.report import (
     MarginReport,
     PromptInfo,
     SidedFinding,
-    SideInfo,
     StageReport,
     Verdict,
     sided,
 )
 from aprjax.bisect.tokens.fed import TokensReport
-from aprjax.bisect.traced import Side, Traced, traced_pairs
+from aprjax.bisect.traced import Side, Traced, side_info, traced_pairs
 from aprjax.checkpoint.types import CheckpointError, Finding
 from aprjax.qwen2.loading import require_runnable
 from aprjax.qwen2.stages import OUTSIDE, Stage
@@ -162,15 +161,6 @@ def findings_of(model: Side, ref: Side, files: FilesReport | None, tokens: Token
             text = f"not in the trace, so not measured: {', '.join(side.missing)}"
             found.append(SidedFinding("stages-unmeasured", "warning", text, side=name))
     return tuple(found)
-
-
-def side_info(side: Side) -> SideInfo:
-    """What a side is: file, digest, format and arithmetic."""
-    if isinstance(side, Traced):
-        info = side.trace.info
-        return SideInfo(info.path, info.sha256, f"trace of {info.format}", info.arithmetic)
-    checkpoint = side.checkpoint
-    return SideInfo(str(checkpoint.path), checkpoint.sha256(), checkpoint.format, side.arithmetic.name)
 
 
 def _measure(

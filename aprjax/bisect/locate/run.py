@@ -20,9 +20,9 @@ from aprjax.bisect.lockstep import Runner, WeightSource
 from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
 from aprjax.bisect.noise.logits import measure_logit_noise
 from aprjax.bisect.patching import PatchedModel, RunReference, open_reference
-from aprjax.bisect.report import PromptInfo, SideInfo, Verdict, sided
+from aprjax.bisect.report import PromptInfo, Verdict, sided
 from aprjax.bisect.tokens.fed import TokensReport
-from aprjax.bisect.traced import Side, Traced
+from aprjax.bisect.traced import Side, side_info
 from aprjax.checkpoint.types import CheckpointError, Finding
 from aprjax.qwen2.stages import Stage
 
@@ -85,7 +85,7 @@ def locate(
         floor_basis=basis,
         half_at=half_at,
         flips=flips,
-        sides={"model": _side(model), "ref": _side(ref)},
+        sides={"model": side_info(model), "ref": side_info(ref)},
         prompt=PromptInfo(tokens.name, tokens.text, tokens.wrap, tokens.ids, positions),
         findings=tuple(sided(f, "both") for f in (*_files_findings(files), *tokens.findings)),
         runs=tuple(search.runs),
@@ -98,13 +98,6 @@ def _files_findings(files: FilesReport | None) -> list[Finding]:
     if files is None:
         return [Finding("files-compared", "info", "The files cannot be compared: the trace's own is not at hand.")]
     return [Finding("files-compared", "info", files.sentence()), *files.findings()]
-
-
-def _side(side: Side) -> SideInfo:
-    if isinstance(side, Traced):
-        info = side.trace.info
-        return SideInfo(info.path, info.sha256, f"trace of {info.format}", info.arithmetic)
-    return SideInfo(str(side.checkpoint.path), side.checkpoint.sha256(), side.checkpoint.format, side.arithmetic.name)
 
 
 def _config_causes(search: Search, drift: float, weights: WeightSource) -> tuple[tuple[LocatedFault, ...], float]:

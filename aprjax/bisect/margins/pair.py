@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from aprjax.bisect.files import FilesReport
-from aprjax.bisect.layers.compare import findings_of, side_info
+from aprjax.bisect.layers.compare import findings_of
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.margins.measure import judge, measure, summarize
 from aprjax.bisect.margins.report import FedTokens, MarginsReport, TokenMargin
@@ -21,7 +21,7 @@ from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
 from aprjax.bisect.noise.logits import LogitNoise, measure_logit_noise
 from aprjax.bisect.report import SidedFinding, Verdict
 from aprjax.bisect.tokens.fed import TokensReport
-from aprjax.bisect.traced import Side
+from aprjax.bisect.traced import Side, side_info
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS
 from aprjax.text import Tokenizer
