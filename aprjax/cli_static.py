@@ -27,8 +27,8 @@ def files(
 
     Nothing is run: each differing tensor is searched for what turns the one into the other.
     """
-    from aprjax.bisect.files_command import compare_two_files
-    from aprjax.bisect.files_render import render
+    from aprjax.bisect.files.command import compare_two_files
+    from aprjax.bisect.files.render import render
 
     found = compare_two_files(model, ref, decode=decode, json_out=json_out, report=report)
     show(lambda console: render(found, console, top=top), found.to_json(), json_out)

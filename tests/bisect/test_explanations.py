@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planted_tensors import EMBEDDING, GATE, UP, Accident, checkpoint, stored, tensor
 
 from aprjax.bisect.files import compare_files
-from aprjax.bisect.files_report import TensorDifference
+from aprjax.bisect.files.report import TensorDifference
 from aprjax.blocks import FORMATS, encode
 from aprjax.checkpoint.types import EncodedTensor
 

@@ -12,7 +12,7 @@ import pytest
 from tiny import CONFIG, tiny_checkpoint, with_tensor, write_tiny
 
 from aprjax.bisect.files import compare_files
-from aprjax.bisect.files_command import static_comparison
+from aprjax.bisect.files.command import static_comparison
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.cli import main
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aprjax.bisect.files_command import compare_two_files
+from aprjax.bisect.files.command import compare_two_files
 from aprjax.checkpoint.convert import convert
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(600)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from aprjax.bisect.files_report import FilesComparison
+from aprjax.bisect.files.report import FilesComparison
 from aprjax.bisect.page import number, number_cells, page, table, write_folder
 
 # Rows of the table of tensors: a screenful or two; the JSON has all.

@@ -15,11 +15,9 @@ import numpy as np
 
 from aprjax.bisect.explanations import Diagnosis, Pair, explain
 from aprjax.bisect.explanations.pair import Values, slices
-from aprjax.bisect.files_report import FilesReport, TensorDifference, WorstRow
+from aprjax.bisect.files.report import FilesReport, TensorDifference, WorstRow
 from aprjax.checkpoint.mapped_file import release_pages
 from aprjax.checkpoint.types import Checkpoint, EncodedTensor
-
-__all__ = ["FilesReport", "TensorDifference", "compare_files"]
 
 # Tensors looked at side by side. Each may hold a whole decoded tensor for a while, and memory is as fast as two.
 _THREADS = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprjax.bisect.files_report import Cause, FileInfo, FilesComparison
+from aprjax.bisect.files.report import Cause, FileInfo, FilesComparison
 from aprjax.bisect.report import Verdict
 
 if TYPE_CHECKING:
@@ -52,7 +52,12 @@ def _print_tensors(report: FilesComparison, console: Console, top: int) -> None:
         table.add_column(heading, no_wrap=heading != "explained by", justify="right" if heading == "left" else "left")
     for row in shown:
         types = row["ref_type"] if row["model_type"] == row["ref_type"] else f"{row['model_type']}/{row['ref_type']}"
-        cells = (row["tensor"].removeprefix("model.").removesuffix(".weight"), types, _number(row["rel_l2"]), _number(row["cosine"], 6))
+        cells = (
+            row["tensor"].removeprefix("model.").removesuffix(".weight"),
+            types,
+            _number(row["rel_l2"]),
+            _number(row["cosine"], 6),
+        )
         rows = _rows(row)
         left = "exact" if row["residual"] == 0 else _number(row["residual"])
         table.add_row(*(escape(str(cell)) for cell in (*cells, rows, row["explanation"] or "nothing", left)))

@@ -324,6 +324,6 @@ class FilesComparison:
         return sorted((r for r in self.rows() if r["tensor"] in order), key=lambda r: order[r["tensor"]])[:k]
 
     def _repr_html_(self) -> str:
-        from aprjax.bisect.files_html import summary_html
+        from aprjax.bisect.files.html import summary_html
 
         return summary_html(self)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from aprjax.bisect.asked import check_destinations
 from aprjax.bisect.counted import Progress, counted_progress
-from aprjax.bisect.files import compare_files
-from aprjax.bisect.files_report import FileInfo, FilesComparison, FilesReport, causes
+from aprjax.bisect.files.compare import compare_files
+from aprjax.bisect.files.report import FileInfo, FilesComparison, FilesReport, causes
 from aprjax.bisect.report import SidedFinding, Verdict, sided
 from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
@@ -30,7 +30,7 @@ def compare_two_files(
     with counted_progress() as progress:
         found = static_comparison(*sides, decode=decode, progress=progress)
     if report is not None:
-        from aprjax.bisect.files_html import write_report
+        from aprjax.bisect.files.html import write_report
 
         write_report(found, report)
     return found
