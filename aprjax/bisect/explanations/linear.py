@@ -132,6 +132,8 @@ def _scaled_rows(pair: Pair, ours: np.ndarray, theirs: np.ndarray, worth: float)
             continue
         size = np.square(y).sum(axis=axis, keepdims=True)
         factors = np.divide((x * y).sum(axis=axis, keepdims=True), size, out=np.zeros_like(size), where=size > 0)
+        if factors.std() <= pair.either_rounding * abs(factors.mean()):
+            continue  # one factor for all, and what rounding makes of it
         left = distance(ours, factors * y)
         if left > worth:
             yield Candidate(f"scaled by {what}", left, "sampled rows", {"axis": what}, sampled=True)
