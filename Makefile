@@ -119,7 +119,7 @@ demo: setup
 	@echo "The planted fault was found. The report: $(DEMO)/report/index.html"
 
 bench: peers models
-	set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+	set -e; for script in $(wildcard benchmarks/bench_*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .ruff_cache .hypothesis

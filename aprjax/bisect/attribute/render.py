@@ -82,6 +82,9 @@ def write_waterfall(report: AttributeReport, path: Path, *, top: int = 16) -> No
     axes.invert_yaxis()
     axes.set_xlabel(f"{report.metric} ({'nats' if report.metric == 'kl' else 'logits'})")
     axes.set_title(f"{report.metric}: {report.change:+.4g}, shares miss {report.gap:.2%} of it", fontsize=10)
+    # Bars would else touch the frame and look cut off.
+    axes.use_sticky_edges = False
+    axes.margins(x=0.04)
     axes.grid(axis="x", alpha=0.3)
     with atomic_file(path) as stream:
         figure.savefig(stream, format="png", dpi=120)
