@@ -261,6 +261,7 @@ def _contrast(
     for key, cell in cells.items():
         if key[0] != "ref" or key[place] != good or (stop is not None and key[4] != stop) or cell.bad:
             continue
+        # The checker loses the length of a tuple put together from slices.
         contrasted = cells.get((*key[:place], other, *key[place + 1 :]))  # pyright: ignore[reportArgumentType]
         if contrasted is None:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aprjax.bisect.report import SidedFinding
 from aprjax.bisect.tokens.report import VocabularyDifference
 from aprjax.bisect.tokens.sides import TokenSide
-from aprjax.checkpoint.types import Vocabulary
+from aprjax.checkpoint.types import Severity, Vocabulary
 from aprjax.text import Tokenizer
 
 # Where every Qwen2 and Qwen2.5 vocabulary has them (Hugging Face's tokenizer_config.json; apr-format.md 6.7).
@@ -113,8 +113,8 @@ def _between(ours: Tokenizer, theirs: Tokenizer, difference: VocabularyDifferenc
     a, b = ours.vocabulary, theirs.vocabulary
     findings: list[SidedFinding] = []
 
-    def add(finding_id: str, severity: str, message: str, reference: str | None = None) -> None:
-        findings.append(SidedFinding(finding_id, severity, message, reference=reference, side="both"))  # pyright: ignore[reportArgumentType]
+    def add(finding_id: str, severity: Severity, message: str, reference: str | None = None) -> None:
+        findings.append(SidedFinding(finding_id, severity, message, reference=reference, side="both"))
 
     for text, mine, other in difference.special:
         if mine is None or other is None:
