@@ -4,7 +4,8 @@
 
 Converts the model to `.apr` and runs `python -m bisect margins` four times: a direct and a ChatML prompt, 128 tokens
 that the reference chooses greedily, first `float32` against `llama.cpp` arithmetic, then `llama.cpp` on both sides.
-It writes each run's JSON as the command gave it, and a README whose every number comes from these files.
+Why position 0 flips is asked of `python -m bisect attribute`. It writes each run's JSON as the command gave it, and a
+README whose every number comes from these files.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main() -> int:
             chosen = ",".join(map(str, mixed["fed"]["continuation"]))
             equal = margins(folder, [*asked, *ONE, "--continuation-tokens", chosen, "--no-noise"])
             write(options.out / f"{prompt}-equal-arithmetic.json", equal)
+        write(options.out / f"{CAUSE}.json", cause(folder))
     (options.out / "README.md").write_text(readme(found_in(options.out)), encoding="utf-8")
     return 0
 
@@ -58,29 +60,34 @@ TWO = ("--model-arithmetic", "float32", "--ref-arithmetic", "llama.cpp")
 ONE = ("--arithmetic", "llama.cpp")
 
 
+# The run that says why position 0 flips, and the contributions of it that the README shows.
+CAUSE = "direct-position-0"
+SHOWN = 8
+
+
+def cause(folder: Path) -> dict[str, Any]:
+    """What makes the direct prompt's position 0 flip: one file's drift of arithmetic, shared out over its stages."""
+    asked = [*PROMPTS["direct"], "--model-arithmetic", "llama.cpp", "--ref-arithmetic", "float32"]
+    return run_command(folder, "attribute", "B.gguf", [*asked, "--positions", "0..0", "--steps", "16", "--verify", "3"])
+
+
 def margins(folder: Path, options: list[str]) -> dict[str, Any]:
-    """One run of the command, from inside `folder`, so that the report names the files and no machine's paths."""
+    """One run of `margins` on the pair."""
+    return run_command(folder, "margins", "A.apr", options)
+
+
+def run_command(folder: Path, name: str, model: str, options: list[str]) -> dict[str, Any]:
+    """One run of a command, from inside `folder`, so that the report names the files and no machine's paths."""
     root = Path(__file__).resolve().parent.parent
-    command = [
-        sys.executable,
-        "-m",
-        "aprjax",
-        "margins",
-        "--model",
-        "A.apr",
-        "--ref",
-        "B.gguf",
-        *options,
-        "--json",
-        "-",
-    ]
+    sides = ["--model", model, "--ref", "B.gguf"]
+    command = [sys.executable, "-m", "aprjax", name, *sides, *options, "--json", "-"]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     run = subprocess.run(
         command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, check=False
     )
     # 1 is a verdict: the two arithmetics part at position 0.
     if run.returncode not in (0, 1):
-        raise SystemExit(f"error: margins ended with exit code {run.returncode}")
+        raise SystemExit(f"error: {name} ended with exit code {run.returncode}")
     return {"command": " ".join(options), "exit_code": run.returncode, **json.loads(run.stdout)}
 
 
@@ -92,7 +99,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 def found_in(folder: Path) -> dict[str, dict[str, Any]]:
     """The runs of a folder by name, in the order of the README."""
-    names = [f"{prompt}-{kind}" for prompt in PROMPTS for kind in ("equal-arithmetic", "two-arithmetics")]
+    names = [f"{prompt}-{kind}" for prompt in PROMPTS for kind in ("equal-arithmetic", "two-arithmetics")] + [CAUSE]
     return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names}
 
 
@@ -108,10 +115,13 @@ def readme(runs: dict[str, dict[str, Any]]) -> str:
         f"`python -m aprjax convert`, SHA-256 `{first['sides']['model']['sha256']}`.",
         "",
         "Under two arithmetics position 0 parts. No fault of the files is the cause: under one arithmetic",
-        "they agree to the bit. There a massive activation shares a Q8_K block with 255 small ones",
-        "(`evidence/massive-activation-2026-11-23`), and `float32` does not quantize activations.",
+        "they agree to the bit. The last section has the cause: the inputs of layer 26's feed-forward, where",
+        "a massive activation shares a Q8_K block with 255 small ones (`evidence/massive-activation-2026-11-23`).",
     ]
     for name, run in runs.items():
+        if name == CAUSE:
+            lines += ["", *section_of_cause(run)]
+            continue
         lines += ["", f"## {name.replace('-', ' ')}", "", f"`margins --model A.apr --ref B.gguf {short(run)}`", ""]
         lines += [f"Exit code {run['exit_code']}, **{run['verdict']}**: {run['reason']}.", ""]
         fed = run["fed"]
@@ -182,6 +192,33 @@ def table_of_bounds(run: dict[str, Any]) -> list[str]:
     for bound in run["flip_bounds"]:
         listed = len(bound["listed"])
         lines.append(f"| {bound['source']} | {bound['reach']:.3f} | {listed} | {bound['flips']} | {bound['caught']} |")
+    return lines
+
+
+def section_of_cause(run: dict[str, Any]) -> list[str]:
+    """The largest shares of the margin's change at position 0, and the real runs that check them."""
+    metric = run["metric"]
+    lines = [
+        "## why the direct prompt's position 0 flips",
+        "",
+        f"`attribute --model B.gguf --ref B.gguf {run['command']}`",
+        "",
+        f"The margin of token {metric['chosen'][0]} over token {metric['rival'][0]} is {metric['ref']:.4f} in float32",
+        f"and {metric['model']:.4f} in llama.cpp arithmetic. The shares miss {run['gap']:.3%} of the change, the",
+        f"first-order estimates {run['first_order_gap']:.1%}. In a real run the error alone is put into the reference",
+        "(infects), or taken out of the model (heals); the two differ where errors amplify each other.",
+        "",
+        "| stage | share | first order | infects | heals | most of it in channels |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for found in run["contributions"][:SHOWN]:
+        where = found["stage"] if found["layer"] < 0 else f"layer {found['layer']}, {found['stage']}"
+        checks = " | ".join("" if found[key] is None else f"{found[key]:+.3f}" for key in ("infects", "heals"))
+        name, part = found["parts"][0]
+        shares = f"{found['integrated']:+.3f} | {found['first_order']:+.3f}"
+        lines.append(f"| {where} | {shares} | {checks} | {name} ({part:+.3f}) |")
+    rest = run["contributions"][SHOWN:]
+    lines.append(f"| {len(rest)} more | {sum(c['integrated'] for c in rest):+.3f} | | | | |")
     return lines
 
 

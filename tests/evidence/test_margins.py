@@ -35,6 +35,9 @@ def test_the_readme_is_made_of_the_json(maker: ModuleType, folder: Path) -> None
 def test_equal_arithmetic_agrees_on_the_tokens_of_the_other_run(maker: ModuleType, folder: Path) -> None:
     runs = maker.found_in(folder)
     assert len({run["sides"]["ref"]["sha256"] for run in runs.values()}) == 1
+    cause = runs[maker.CAUSE]
+    assert sum(c["integrated"] for c in cause["contributions"]) == pytest.approx(cause["metric"]["change"], rel=0.01)
+    assert cause["prompt"]["positions"] == [0]
     for prompt in maker.PROMPTS:
         equal, mixed = runs[f"{prompt}-equal-arithmetic"], runs[f"{prompt}-two-arithmetics"]
         assert equal["fed"]["continuation"] == mixed["fed"]["continuation"]
