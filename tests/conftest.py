@@ -112,6 +112,11 @@ def llama_build() -> Callable[[str], Path]:
     from aprjax.trace.llama_builds import installed_builds
 
     def find(name: str) -> Path:
+        if importlib.util.find_spec("llama_cpp") is None:
+            # It drives every build; the builds alone may lie in the cache from another environment.
+            absent(
+                "llama-cpp-python is not installed", "install it with `make peers`", required_by="APRJAX_REQUIRE_PEERS"
+            )
         folder = installed_builds().get(name)
         if folder is None:
             absent(
