@@ -27,8 +27,8 @@ from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 Progress = Callable[[str, int, int], None]
 # Causes named at most; every one costs a search. Who has more has a conversion to redo, not a bug to find.
 MOST_FAULTS = 4
-# A place is named under noise only if the drift falls there by this factor. A drift that grows over all 28
-# layers of a 1.5B falls by less than a tenth from one layer to the next; a single cause falls to the floor at once.
+# A place is named under noise only if the drift falls there by this factor: a single cause falls to the floor at once,
+# while of a drift that gathers evenly over many layers each takes a small share. Any factor well between would do.
 SHARP = 2.0
 # Before the last guilty stage of a layer another is looked for only if its local difference is at least this share
 # of that one's: what is smaller still shows when the larger one is mended.
