@@ -1,0 +1,452 @@
+"""The words of contracts: what is promised, the tests that could break the promise, and what they measured.
+
+The schema is upstream's (paiml's `pv`, contracts.md sections 1.1 and 7). What upstream drops while reading
+(statuses, evidence, discharge) is part of it here, and so are two things of our own: every threshold is
+data with its basis, and every evidence file has its SHA-256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = "aprjax.check/1"
+
+Kind = Literal[
+    "kernel",
+    "registry",
+    "model-family",
+    "model-family-variant",
+    "tokenizer",
+    "training-loop",
+    "pretraining-corpus",
+    "training-precondition-gate",
+    "corpus-assembly",
+    "pattern",
+    "schema",
+    "beat-benchmark",
+    "kaizen",
+]
+ContractStatus = Literal[
+    "DRAFT", "PROPOSED", "ACTIVE_ALGORITHM_LEVEL", "ACTIVE_FUNCTIONAL", "ACTIVE", "FUNCTIONAL", "IMPLEMENTED", "demoted"
+]
+TestStatus = Literal[
+    "PROPOSED",
+    "BLOCKER_FIXTURE_ABSENT",
+    "PARTIAL_ALGORITHM_LEVEL",
+    "ALGORITHM_LEVEL_DISCHARGED",
+    "FUNCTIONAL",
+    "DISCHARGED",
+]
+ObligationType = Literal[
+    "invariant",
+    "equivalence",
+    "bound",
+    "monotonicity",
+    "idempotency",
+    "linearity",
+    "symmetry",
+    "associativity",
+    "conservation",
+    "ordering",
+    "completeness",
+    "soundness",
+    "involution",
+    "determinism",
+    "roundtrip",
+    "state_machine",
+    "classification",
+    "independence",
+    "termination",
+    "precondition",
+    "postcondition",
+    "frame",
+    "loop_invariant",
+    "loop_variant",
+    "old_state",
+    "subcontract",
+]
+
+
+class Status(StrEnum):
+    """What became of a falsification test. Unmeasured is neither passed nor failed, and is never counted as passed."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNMEASURED = "unmeasured"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A bound that a measure must keep, and where the bound comes from.
+
+    Attributes:
+        measure: name of the number in `TestOutcome.measured`.
+        basis: where the bound comes from: a source, a measurement or an argument; never empty.
+        minimum: the measure must not be below; None for no such bound.
+        maximum: nor above.
+        equals: it must be exactly this.
+        unit: of the measure; empty for a ratio or a count.
+    """
+
+    measure: str
+    basis: str
+    minimum: float | None = None
+    maximum: float | None = None
+    equals: float | str | bool | None = None
+    unit: str = ""
+
+    def holds(self, value: float | str | bool | None) -> bool:
+        """Whether a measured value keeps it; a value that is no number (None, NaN) keeps nothing."""
+        if value is None:
+            return False
+        if self.equals is not None:
+            return value == self.equals
+        if isinstance(value, str):
+            return False
+        low = self.minimum is None or value >= self.minimum
+        high = self.maximum is None or value <= self.maximum
+        return low and high
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        if self.equals is not None:
+            return f"{self.measure} = {self.equals}{unit}"
+        if self.minimum is not None and self.maximum is not None:
+            return f"{self.minimum:g} ≤ {self.measure} ≤ {self.maximum:g}{unit}"
+        if self.minimum is not None:
+            return f"{self.measure} ≥ {self.minimum:g}{unit}"
+        return f"{self.measure} ≤ {self.maximum:g}{unit}"
+
+
+@dataclass(frozen=True)
+class EvidenceFile:
+    """A committed file that a status stands on: path from the repository's root, and its SHA-256."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FalsificationTest:
+    """A test that could prove the contract wrong.
+
+    Attributes:
+        id: upstream's where it tests the same rule.
+        rule: what must hold, in a sentence.
+        prediction: what will be observed if it does.
+        if_fails: what a failure means, and where to look.
+        test: the bound test's command: `python3 -m pytest tests/…::test_…`.
+        thresholds: the bounds that decide, each with its basis.
+        status: of the lifecycle; None where the contract's own status says enough.
+        evidence_discharged_by: names of what discharged it; a path may be followed by a remark in parentheses.
+        evidence: committed files that the status stands on.
+        ship_blocking: whether a release waits for it.
+    """
+
+    id: str
+    rule: str
+    prediction: str
+    if_fails: str
+    test: str | None = None
+    name: str | None = None
+    test_harness: str | None = None
+    thresholds: tuple[Threshold, ...] = ()
+    status: TestStatus | None = None
+    discharge_status: TestStatus | None = None
+    previous_status: TestStatus | None = None
+    binds_to: str | None = None
+    evidence_discharged_by: tuple[str, ...] = ()
+    evidence: tuple[EvidenceFile, ...] = ()
+    partial_discharge_note: str | None = None
+    full_discharge_blocks_on: str | None = None
+    ship_blocking: bool | None = None
+    not_applicable: bool = False
+    na_reason: str | None = None
+    na_owner: str | None = None
+
+    def threshold(self, measure: str) -> Threshold:
+        """The bound of a measure.
+
+        Raises:
+            KeyError: the contract bounds no such measure.
+        """
+        for threshold in self.thresholds:
+            if threshold.measure == measure:
+                return threshold
+        raise KeyError(f"{self.id} has no threshold for {measure!r}")
+
+
+@dataclass(frozen=True)
+class Equation:
+    """What a contract says in a formula."""
+
+    formula: str
+    domain: str | None = None
+    codomain: str | None = None
+    invariants: tuple[str, ...] = ()
+    preconditions: tuple[str, ...] = ()
+    postconditions: tuple[str, ...] = ()
+    lean_theorem: str | None = None
+    float_tolerance: float | None = None
+    assumes: tuple[str, ...] = ()
+    guarantees: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProofObligation:
+    """A property that somebody has to show."""
+
+    type: ObligationType
+    property: str
+    formal: str | None = None
+    tolerance: float | None = None
+    applies_to: str | None = None
+    lean: Mapping[str, Any] | None = None
+    requires: str | None = None
+    applies_to_phase: str | None = None
+    parent_contract: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class KaniHarness:
+    """A bounded proof; upstream's are Rust, ours name the property test that stands in its place."""
+
+    id: str
+    obligation: str
+    property: str | None = None
+    bound: int | None = None
+    strategy: Literal["exhaustive", "stub_float", "compositional", "bounded_int"] | None = None
+    solver: str | None = None
+    harness: str | None = None
+
+
+@dataclass(frozen=True)
+class QaGate:
+    """The gate that a contract's tests make up together."""
+
+    id: str
+    name: str
+    description: str | None = None
+    checks: tuple[str, ...] = ()
+    pass_criteria: str | None = None
+    falsification: str | None = None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a contract is about, who says so, and how far it has come."""
+
+    version: str
+    description: str
+    references: tuple[str, ...] = ()
+    id: str | None = None
+    status: ContractStatus | None = None
+    created: str | None = None
+    updated: str | None = None
+    author: str | None = None
+    depends_on: tuple[str, ...] = ()
+    registry: bool = False
+    kind: Kind = "kernel"
+    enforcement_level: Literal["basic", "standard", "strict", "proven"] | None = None
+    locked_level: str | None = None
+    binds_to: str | tuple[str, ...] | None = None
+    changelog: Any = None
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A contract file.
+
+    Attributes:
+        id: the file's name without `.yaml`: what `depends_on` names.
+        path: of the file.
+        metadata: version, kind, status, references.
+        equations: by name.
+        proof_obligations: what has to be shown.
+        falsification_tests: what could prove it wrong.
+        lines: line (from 1) of every key and item in the file, by its path: `("metadata", "status")`,
+            `("falsification_tests", 0, "test")`.
+    """
+
+    id: str
+    path: Path
+    metadata: Metadata
+    equations: Mapping[str, Equation] = field(default_factory=dict)
+    proof_obligations: tuple[ProofObligation, ...] = ()
+    falsification_tests: tuple[FalsificationTest, ...] = ()
+    kani_harnesses: tuple[KaniHarness, ...] = ()
+    qa_gate: QaGate | None = None
+    kernel_structure: Any = None
+    simd_dispatch: Any = None
+    enforcement: Any = None
+    verification_summary: Any = None
+    type_invariants: Any = None
+    coq_spec: Any = None
+    lines: Mapping[tuple[str | int, ...], int] = field(default_factory=dict, repr=False, compare=False)
+
+    def line(self, *path: str | int) -> int:
+        """The line of a place in the file, or of the nearest one around it."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines:
+                return self.lines[path[:length]]
+        return 1
+
+
+Measured = Mapping[str, float | int | str | bool | None]
+
+
+@dataclass(frozen=True)
+class TestOutcome:
+    """What one falsification test found.
+
+    Attributes:
+        contract_id: of its contract.
+        test_id: its own.
+        status: pass, fail or unmeasured.
+        reason: why, in a sentence that names the deciding number, its bound and where it was found.
+        rule: the test's rule, so that an outcome can be read alone.
+        measured: what was measured, by name; the thresholds speak of these names.
+        thresholds: the bounds it was held to.
+        command: what repeats this one measurement.
+        seconds: wall time of this test's own work; work that tests share counts once, with the first.
+        artifacts: names of files in `CheckReport.artifacts` that hold the raw output.
+    """
+
+    __test__ = False  # pytest must not take it for a class of tests
+
+    contract_id: str
+    test_id: str
+    status: Status
+    reason: str
+    rule: str = ""
+    measured: Measured = field(default_factory=dict)
+    thresholds: tuple[Threshold, ...] = ()
+    command: str = ""
+    seconds: float = 0.0
+    artifacts: tuple[str, ...] = ()
+
+    @property
+    def threshold(self) -> str:
+        """The bounds as text; empty where the rule has no number."""
+        return "; ".join(map(str, self.thresholds))
+
+    @property
+    def basis(self) -> str:
+        """Where the bounds come from, each once."""
+        return "; ".join(dict.fromkeys(threshold.basis for threshold in self.thresholds))
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values."""
+        return {
+            **asdict(self),
+            "status": str(self.status),
+            "measured": dict(self.measured),
+            "threshold": self.threshold,
+            "basis": self.basis,
+            "thresholds": [asdict(threshold) for threshold in self.thresholds],
+            "seconds": round(self.seconds, 3),
+            "artifacts": list(self.artifacts),
+        }
+
+
+@dataclass(frozen=True)
+class CheckedSide:
+    """One side of a check.
+
+    Attributes:
+        text: as the user gave it.
+        path: of the file.
+        sha256: of the file; None where there is none (a folder of another engine).
+        nbytes: its size in bytes.
+        format: gguf, apr or safetensors, or the engine's name.
+        arithmetic: how it was run.
+        architecture: of the model.
+        tensors: how many the file holds.
+    """
+
+    text: str
+    path: str
+    sha256: str | None
+    nbytes: int | None
+    format: str
+    arithmetic: str
+    architecture: str = "qwen2"
+    tensors: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The answer of `check`.
+
+    Attributes:
+        outcomes: one per falsification test, in the contracts' order.
+        sides: `model` and `ref`.
+        contracts: those that were checked.
+        command: what repeats it.
+        started: when it began, UTC, ISO 8601.
+        seconds: wall time of all of it.
+        artifacts: raw outputs, by file name: what the outcomes' numbers were taken from.
+        allowed: ids that may stay unmeasured, by the user's word.
+    """
+
+    outcomes: tuple[TestOutcome, ...]
+    sides: Mapping[str, CheckedSide]
+    contracts: tuple[Contract, ...] = ()
+    command: str = ""
+    started: str = ""
+    seconds: float = 0.0
+    artifacts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    allowed: tuple[str, ...] = ()
+
+    def count(self, status: Status) -> int:
+        """How many tests ended so."""
+        return sum(outcome.status is status for outcome in self.outcomes)
+
+    @property
+    def exit_code(self) -> int:
+        """1 with a failure; 3 where something was left unmeasured that was not allowed to be; 0 otherwise."""
+        if self.count(Status.FAIL):
+            return 1
+        missing = [o for o in self.outcomes if o.status is Status.UNMEASURED and o.test_id not in self.allowed]
+        return 3 if missing or not self.count(Status.PASS) else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON contract `aprjax.check/1`."""
+        return {
+            "schema": SCHEMA,
+            "passed": self.count(Status.PASS),
+            "failed": self.count(Status.FAIL),
+            "unmeasured": self.count(Status.UNMEASURED),
+            "allowed_unmeasured": list(self.allowed),
+            "exit_code": self.exit_code,
+            "sides": {name: asdict(side) for name, side in self.sides.items()},
+            "contracts": [
+                {"id": c.id, "version": c.metadata.version, "kind": c.metadata.kind, "status": c.metadata.status}
+                for c in self.contracts
+            ],
+            "outcomes": [outcome.to_json() for outcome in self.outcomes],
+            "command": self.command,
+            "started": self.started,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def to_frame(self) -> Any:
+        """A row per test as a pandas DataFrame (extra `notebooks`)."""
+        import pandas
+
+        return pandas.DataFrame([outcome.to_json() for outcome in self.outcomes])
+
+    def top(self, k: int = 10) -> list[TestOutcome]:
+        """The k outcomes that matter most: failures, then what was not measured, then passes."""
+        order = [Status.FAIL, Status.UNMEASURED, Status.PASS]
+        return sorted(self.outcomes, key=lambda outcome: order.index(outcome.status))[:k]
+
+    def _repr_html_(self) -> str:
+        from aprjax.contracts.html import summary_html
+
+        return summary_html(self)
