@@ -155,6 +155,7 @@ class FalsificationTest:
     name: str | None = None
     test_harness: str | None = None
     thresholds: tuple[Threshold, ...] = ()
+    description: str | None = None
     status: TestStatus | None = None
     discharge_status: TestStatus | None = None
     previous_status: TestStatus | None = None
@@ -210,6 +211,20 @@ class ProofObligation:
     applies_to_phase: str | None = None
     parent_contract: str | None = None
     id: str | None = None
+    na_reason: str | None = None
+    na_owner: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerStep:
+    """One step of a transformer layer and what it may differ by: `tolerance_abs + tolerance_rel * |reference|`."""
+
+    name: str
+    tolerance_abs: float
+    tolerance_rel: float
+    input: str | None = None
+    output: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +284,7 @@ class Contract:
         equations: by name.
         proof_obligations: what has to be shown.
         falsification_tests: what could prove it wrong.
+        layer_steps: of `layer-parity-v1`: the steps of a layer with their tolerances.
         lines: line (from 1) of every key and item in the file, by its path: `("metadata", "status")`,
             `("falsification_tests", 0, "test")`.
     """
@@ -281,6 +297,7 @@ class Contract:
     falsification_tests: tuple[FalsificationTest, ...] = ()
     kani_harnesses: tuple[KaniHarness, ...] = ()
     qa_gate: QaGate | None = None
+    layer_steps: tuple[LayerStep, ...] = ()
     kernel_structure: Any = None
     simd_dispatch: Any = None
     enforcement: Any = None
