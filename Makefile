@@ -13,6 +13,8 @@ CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
 # Most of the quick tests wait for a compiler that uses one core. A file stays in one process, for its fixtures.
 PYTEST_WORKERS ?= 2
+# On real models as well: while one process compiles, which takes one core, the other computes.
+PYTEST_REAL_WORKERS ?= 2
 
 # The plain build: batch- and thread-invariant, no repacked weights, no tinyBLAS, and no instructions
 # beyond AVX2, so it is the oracle that gives the same bits on every x86-64 machine of the last ten years.
@@ -99,7 +101,8 @@ test: setup
 	$(BIN)/python -m pytest -q -m "not real_model and not thorough" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-real: peers models
-	APRJAX_REQUIRE_MODELS=1 APRJAX_REQUIRE_PEERS=1 $(BIN)/python -m pytest -q -m "real_model or thorough" $(PYTEST_ARGS)
+	APRJAX_REQUIRE_MODELS=1 APRJAX_REQUIRE_PEERS=1 $(BIN)/python -m pytest -q -m "real_model or thorough" \
+		-n $(PYTEST_REAL_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
