@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from aprjax.bisect.confidence import Confidence
 from aprjax.bisect.metrics import Distance
+from aprjax.bisect.spread import Spread
 from aprjax.checkpoint.types import Finding
 from aprjax.qwen2.stages import Stage
 
@@ -75,6 +77,8 @@ class StageReport:
         massive_channels: channels set aside for `without_massive`.
         without_massive: the distance without them; None where there are none.
         unmeasured: why the stage was not compared; empty where it was.
+        spreads: where the "free" (running) and the "local" difference lie; None where there is none. Empty where
+            the stage was not compared.
     """
 
     distance: Distance
@@ -84,6 +88,7 @@ class StageReport:
     massive_channels: tuple[int, ...] = ()
     without_massive: Distance | None = None
     unmeasured: str = ""
+    spreads: dict[str, Spread | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The contract's keys, flat."""
@@ -95,6 +100,7 @@ class StageReport:
             "massive_channels": list(self.massive_channels),
             "without_massive": None if self.without_massive is None else self.without_massive.to_json(),
             "unmeasured": self.unmeasured or None,
+            "spread": {name: None if spread is None else spread.to_json() for name, spread in self.spreads.items()},
         }
 
 
@@ -139,12 +145,21 @@ class MarginReport:
 
 @dataclass(frozen=True)
 class FirstDivergence:
-    """Where two sides part first, in execution order, and why."""
+    """Where two sides part first, in execution order, and why.
+
+    Attributes:
+        layer: its number; -1 for embedding, final_norm and lm_head.
+        stage: whose inputs agree and whose output does not.
+        cause: in a sentence.
+        next_step: what to do about it.
+        confidence: how sure the cause is, and what that rests on; None where there is only the place.
+    """
 
     layer: int
     stage: Stage
     cause: str
     next_step: str = ""
+    confidence: Confidence | None = None
 
 
 @dataclass(frozen=True)
@@ -161,9 +176,10 @@ class LayersReport:
     margins: tuple[MarginReport, ...]
     noise: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
+    token_texts: dict[int, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON contract `aprjax.layers/1`."""
+        """The JSON contract `aprjax.layers/1`; `token_texts` has the fed and chosen tokens, by id, where known."""
         return {
             "schema": SCHEMA,
             "verdict": str(self.verdict),
@@ -180,6 +196,7 @@ class LayersReport:
             "margins": [asdict(margin) for margin in self.margins],
             "noise": self.noise,
             "seconds": {key: round(value, 3) for key, value in self.seconds.items()},
+            "token_texts": {str(token): text for token, text in self.token_texts.items()},
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -188,7 +205,7 @@ class LayersReport:
         for layer in self.layers:
             for stage, report in layer.stages.items():
                 values = report.to_json()
-                values.pop("without_massive")
+                del values["without_massive"], values["spread"]
                 rows.append({"layer": layer.layer, "stage": str(stage), **values})
         return rows
 

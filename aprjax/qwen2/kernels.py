@@ -164,7 +164,7 @@ def multiply(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
     return straight_through(product, jnp.multiply)(a, b)
 
 
-def _partner(name: str, columns: int, arithmetic: Arithmetic) -> str | int | None:
+def activation_block(name: str, columns: int, arithmetic: Arithmetic) -> str | int | None:
     """What activations are quantized to: one of ggml's blocks, realizar's of some size, or nothing."""
     engines = block_format(name).activation
     if arithmetic.matmul == "dequantize" or engines is None:
@@ -220,7 +220,7 @@ def _exact_float_matmul(
 def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmetic) -> Float[Array, "position out"]:
     """`x W^T` as the arithmetic has it. Float weight types have no integer dots in any engine."""
     name = weight.name
-    partner = _partner(name, weight.columns, arithmetic)
+    partner = activation_block(name, weight.columns, arithmetic)
     kernel = product_kernel(
         name, rows=weight.rows, tokens=x.shape[0], available=arithmetic.kernels, lanes=arithmetic.lanes
     )

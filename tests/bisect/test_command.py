@@ -67,6 +67,9 @@ def test_json_on_stdout_is_the_contract_and_nothing_else(pair: tuple[str, str], 
     assert document["first_divergence"]["layer"] == 2
     assert document["first_divergence"]["stage"] == "ffn_gate"
     assert FAULTY in document["first_divergence"]["cause"]
+    assert document["first_divergence"]["next_step"]
+    assert document["first_divergence"]["confidence"]["level"] in ("certain", "strong", "weak")
+    assert document["first_divergence"]["confidence"]["basis"]
     for side in ("model", "ref"):
         assert set(document["sides"][side]) == {"path", "sha256", "format", "arithmetic"}
         assert len(document["sides"][side]["sha256"]) == 64

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from aprjax.bisect.cause import cause_of
+from aprjax.bisect.cause import accuse
+from aprjax.bisect.confidence import Confidence, Level
 from aprjax.bisect.files import FilesReport, compare_files
 from aprjax.bisect.lockstep import LayerPair, WeightSource, run_final, run_layers
 from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS, margins
@@ -30,6 +31,7 @@ from aprjax.bisect.report import (
     Verdict,
     sided,
 )
+from aprjax.bisect.spread import SpreadSums
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, Traced, side_info, traced_pairs
 from aprjax.checkpoint.types import CheckpointError, Finding
@@ -216,7 +218,9 @@ class _StageSums:
     """One stage's distances, added up over batches of rows."""
 
     def __init__(self) -> None:
-        self.free, self.local, self.arithmetic, self.from_file, self.rest = Sums(), Sums(), Sums(), Sums(), Sums()
+        self.spreads = {"free": SpreadSums(), "local": SpreadSums()}
+        self.free, self.local = Sums(self.spreads["free"]), Sums(self.spreads["local"])
+        self.arithmetic, self.from_file, self.rest = Sums(), Sums(), Sums()
         self.mixed = False
         self.missing = ""
         self.tolerance: float | None = None
@@ -270,6 +274,7 @@ class _StageSums:
             arithmetic_rel_l2=self.arithmetic.rel_l2 if self.mixed else None,
             massive_channels=channels,
             without_massive=self.rest.distance() if channels else None,
+            spreads={name: sums.spread() for name, sums in self.spreads.items()},
         )
 
 
@@ -289,22 +294,26 @@ def _check_finite(
             state.unmeasured = f"layer {place[0]}, {place[1]}: {text}; there is nothing to judge the model by"
         else:
             accused = _accuse(state, *place)
-            state.first = FirstDivergence(*place, f"{text}; {accused.cause}", accused.next_step)
+            state.first = replace(accused, cause=f"{text}; {accused.cause}")
         return
 
 
 def _accuse(state: _State, layer: int, stage: Stage) -> FirstDivergence:
     engine = next((s.engine for s in (state.model, state.ref) if isinstance(s, Traced)), None)
     arithmetics = (state.model.arithmetic, state.ref.arithmetic)
-    cause, step = cause_of(layer, stage, state.files, arithmetics, engine=engine)
-    return FirstDivergence(layer, stage, cause, step)
+    accused = accuse(layer, stage, state.files, arithmetics, engine=engine)
+    return FirstDivergence(layer, stage, accused.cause, accused.next_step, accused.confidence)
 
 
 def _tokens_divergence(tokens: TokensReport) -> FirstDivergence | None:
     if tokens.agree:
         return None
     return FirstDivergence(
-        OUTSIDE, Stage.EMBEDDING, tokens.reason, "compare the vocabularies with `python -m aprjax inspect`"
+        OUTSIDE,
+        Stage.EMBEDDING,
+        tokens.reason,
+        "`python -m aprjax tokens` says which token, and why",
+        Confidence(Level.CERTAIN, "both tokenizers were run on the text"),
     )
 
 
@@ -335,5 +344,11 @@ def _verdict(state: _State, tokens: TokensReport) -> tuple[Verdict, str]:
     text = f"{share}, at most across {worst.gap:.3g} logits ({sigmas:.1f} sigma)"
     if sigmas <= NEAR_TIE_SIGMAS:
         return Verdict.NEAR_TIE, f"{text}: within the noise between the two arithmetics"
-    state.first = FirstDivergence(OUTSIDE, Stage.LM_HEAD, f"{text}, without any single guilty stage", "")
+    state.first = FirstDivergence(
+        OUTSIDE,
+        Stage.LM_HEAD,
+        f"{text}, without any single guilty stage",
+        "`python -m aprjax locate` and `attribute` say where the drift comes together",
+        Confidence(Level.STRONG, f"{sigmas:.1f} sigma, where noise explains {NEAR_TIE_SIGMAS:.1f}"),
+    )
     return Verdict.DIVERGENCE, state.first.cause

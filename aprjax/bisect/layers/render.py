@@ -143,6 +143,8 @@ def _print_verdict(console: Console, report: LayersReport) -> None:
     console.print(f"  {escape(report.reason)}")
     if first is not None and first.next_step:
         console.print(f"  next: {escape(first.next_step)}")
+    if first is not None and first.confidence is not None:
+        console.print(f"  [dim]{escape(first.confidence.sentence())}[/]")
 
 
 def _layer_text(layer: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from aprjax.bisect.confidence import Confidence
 from aprjax.bisect.report import PromptInfo, SidedFinding, SideInfo, Verdict
 from aprjax.qwen2.stages import OUTSIDE, Stage
 
@@ -74,6 +75,7 @@ class LocatedFault:
         parts: what part of the value it is; None where it is all of it.
         cause: in a sentence.
         next_step: what to do about it.
+        confidence: how sure the cause is, and what that rests on; the place itself is proven by the runs.
     """
 
     layer: int
@@ -85,6 +87,7 @@ class LocatedFault:
     parts: Parts | None
     cause: str
     next_step: str
+    confidence: Confidence
 
     @property
     def healed(self) -> float:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from aprjax.bisect.cause import STAGE_CONFIG, cause_of
+from aprjax.bisect.cause import STAGE_CONFIG, of_key
 from aprjax.bisect.files import FilesReport
 from aprjax.bisect.locate.report import LocatedFault, LocateReport, Run, place
 from aprjax.bisect.locate.search import Progress, Search, find_causes, logit_drift
@@ -105,7 +105,7 @@ def _config_causes(search: Search, drift: float, weights: WeightSource) -> tuple
 
     The search goes on with the keys put in.
     """
-    files, ref = search.files, search.sides[1]
+    files = search.files
     found: list[LocatedFault] = []
     acts = {key: stage for stage in reversed(Stage) for key in STAGE_CONFIG.get(stage, ())}
     if files is None:
@@ -120,9 +120,21 @@ def _config_causes(search: Search, drift: float, weights: WeightSource) -> tuple
         run = Run(f"the reference's {key} put in", "model", after, after <= search.floor, "logits", len(patched.layers))
         search.runs.append(run)
         if after < drift:
-            cause, step = cause_of(0, acts[key], files, (runner.arithmetic, ref.arithmetic))
+            accused = of_key(key, files)
+            cause = f"{accused.cause} (in every layer)"
             found.append(
-                LocatedFault(0, acts[key], drift, after, "logits", None, None, f"{cause} (in every layer)", step)
+                LocatedFault(
+                    0,
+                    acts[key],
+                    drift,
+                    after,
+                    "logits",
+                    None,
+                    None,
+                    cause,
+                    accused.next_step,
+                    accused.confidence,
+                )
             )
             search.model, drift = patched, after
     return tuple(found), drift

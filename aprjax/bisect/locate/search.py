@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from aprjax.bisect.cause import cause_of
+from aprjax.bisect.cause import accuse
 from aprjax.bisect.files import FilesReport
 from aprjax.bisect.locate.report import LocatedFault, Parts, Run
 from aprjax.bisect.lockstep import Values, arbiter
@@ -280,8 +280,19 @@ def _fault(
 ) -> LocatedFault:
     model, ref = goal.search.sides
     engine = ref.engine if isinstance(ref, Traced) else None
-    cause, step = cause_of(layer, stage, goal.search.files, (model.arithmetic, ref.arithmetic), engine=engine)
-    return LocatedFault(layer, stage, before, after, goal.name, infects, parts, cause, step)
+    accused = accuse(layer, stage, goal.search.files, (model.arithmetic, ref.arithmetic), engine=engine)
+    return LocatedFault(
+        layer,
+        stage,
+        before,
+        after,
+        goal.name,
+        infects,
+        parts,
+        accused.cause,
+        accused.next_step,
+        accused.confidence,
+    )
 
 
 def _half(goal: Goal, drift: float) -> int:

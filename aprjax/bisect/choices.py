@@ -1,0 +1,140 @@
+"""Two arithmetics taken apart: the choices in which they differ, each in words, and each switched alone.
+
+"llama.cpp and float32 compute this differently" is no cause: they differ in six ways. Which of them matters is found by
+switching one of them in the reference's arithmetic and looking at what that alone does (`locate`, `attribute`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from aprjax.bisect.cause import MATMUL_STAGES, tensors_of
+from aprjax.blocks import block_format
+from aprjax.checkpoint.types import Checkpoint, EncodedTensor
+from aprjax.qwen2.arithmetic import Arithmetic
+from aprjax.qwen2.kernels import activation_block
+from aprjax.qwen2.loading import head_tensor
+from aprjax.qwen2.stages import LAYER_STAGES, Stage
+
+_NORMS = frozenset({Stage.ATTN_NORM, Stage.FFN_NORM, Stage.FINAL_NORM})
+_ROTATED = frozenset({Stage.Q_POST_ROPE, Stage.K_POST_ROPE})
+_ATTENTION = frozenset({Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX, Stage.ATTENTION})
+_EVERYWHERE = frozenset({*LAYER_STAGES, Stage.FINAL_NORM, Stage.LM_HEAD})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing that an engine may choose, and where it shows.
+
+    Attributes:
+        name: in a word or two.
+        fields: of `Arithmetic`.
+        stages: that it acts at.
+        words: what an arithmetic does, given the block types of the matrices in question (none where there are none).
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    stages: frozenset[Stage]
+    words: Callable[[Arithmetic, tuple[EncodedTensor, ...]], str]
+
+    def differs(self, one: Arithmetic, other: Arithmetic) -> bool:
+        """Whether the two choose otherwise."""
+        return any(getattr(one, name) != getattr(other, name) for name in self.fields)
+
+    def put_into(self, arithmetic: Arithmetic, other: Arithmetic) -> Arithmetic:
+        """`arithmetic` with the other's choice in this one thing."""
+        return replace(
+            arithmetic,
+            name=f"{arithmetic.name} with {other.name}'s {self.name}",
+            **{name: getattr(other, name) for name in self.fields},
+        )
+
+
+def _activations(arithmetic: Arithmetic, matrices: tuple[EncodedTensor, ...]) -> str:
+    """What quantizes the activations that these matrices are multiplied by: "quantized per 256 (Q8_K)"."""
+    found: dict[str, None] = {}
+    for tensor in matrices:
+        found[_blocks(activation_block(tensor.block_type, tensor.shape[-1], arithmetic))] = None
+    if list(found) == [""] or arithmetic.matmul == "dequantize":
+        return "activations not quantized"
+    return f"activations quantized {', '.join(words or 'not at all' for words in found)}"
+
+
+def _blocks(partner: str | int | None) -> str:
+    if partner is None:
+        return ""
+    if isinstance(partner, int):
+        return f"per {partner} (realizar's blocks)"
+    return f"per {block_format(partner).block_size} ({partner})"
+
+
+def _plain(name: str, field: str, words: dict[str, str] | None = None) -> Callable[[Arithmetic, object], str]:
+    def say(arithmetic: Arithmetic, matrices: object) -> str:
+        chosen = str(getattr(arithmetic, field))
+        return (words or {}).get(chosen, f"{name} {chosen}")
+
+    return say
+
+
+def _cache(arithmetic: Arithmetic, matrices: object) -> str:
+    if arithmetic.attention == "flash":
+        return "flash attention over a float16 cache"
+    return "keys and values in float16" if arithmetic.kv_cache == "float16" else "keys and values not rounded"
+
+
+def _sums(arithmetic: Arithmetic, matrices: object) -> str:
+    kernels = f", kernels {', '.join(arithmetic.kernels)}" if arithmetic.kernels else ""
+    return (
+        f"sums in the engine's own order ({arithmetic.vectors}{kernels})" if arithmetic.exact else "sums re-associated"
+    )
+
+
+# In the order in which they usually matter. The words are for reports; `qwen2.arithmetic` has the definitions.
+CHOICES: tuple[Choice, ...] = (
+    Choice("activations", ("matmul", "activations"), MATMUL_STAGES, _activations),
+    Choice("cache", ("kv_cache", "attention"), _ATTENTION, _cache),
+    Choice("rope", ("rope",), _ROTATED, _plain("rotary angles", "rope")),
+    Choice("rotation", ("rotation",), _ROTATED, _plain("rotary products", "rotation")),
+    Choice("norm", ("norm",), _NORMS, _plain("RMSNorm's squares summed as", "norm")),
+    Choice("softmax", ("softmax",), frozenset({Stage.ATTN_SOFTMAX}), _plain("softmax summed as", "softmax")),
+    Choice(
+        "exponential",
+        ("exponential",),
+        frozenset({Stage.ATTN_SOFTMAX, Stage.FFN_SILU, Stage.FFN_SWIGL}),
+        _plain(
+            "exponential",
+            "exponential",
+            {"library": "the library's exponential", "polynomial": "ggml's polynomial exponential"},
+        ),
+    ),
+    Choice("order of sums", ("exact", "kernels", "vectors"), _EVERYWHERE, _sums),
+    Choice("float type", ("dtype",), _EVERYWHERE, _plain("floats in", "dtype")),
+)
+
+
+def differing_choices(one: Arithmetic, other: Arithmetic, stage: Stage | None = None) -> tuple[Choice, ...]:
+    """The choices in which two arithmetics differ; of a stage, those that act at it."""
+    return tuple(
+        choice for choice in CHOICES if choice.differs(one, other) and (stage is None or stage in choice.stages)
+    )
+
+
+def matrices_of(checkpoint: Checkpoint | None, layer: int, stage: Stage) -> tuple[EncodedTensor, ...]:
+    """The matrices that a stage multiplies by; none where it multiplies by none, or the file is not at hand."""
+    if checkpoint is None or stage not in MATMUL_STAGES:
+        return ()
+    if stage is Stage.LM_HEAD:
+        return (head_tensor(checkpoint),)
+    found = (checkpoint.tensors.get(name) for name in tensors_of(layer, stage))
+    return tuple(tensor for tensor in found if tensor is not None)
+
+
+def all_matrices(checkpoint: Checkpoint) -> tuple[EncodedTensor, ...]:
+    """The matrices of all layers and the head."""
+    layers = range(checkpoint.config.num_layers)
+    inside: Iterable[EncodedTensor] = (
+        tensor for layer in layers for stage in LAYER_STAGES for tensor in matrices_of(checkpoint, layer, stage)
+    )
+    return (*inside, head_tensor(checkpoint))
