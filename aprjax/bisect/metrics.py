@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from aprjax.bisect.spread import SpreadSums
+
 # Elements handled at once: three float64 copies of a chunk stay within a core's second-level cache.
 _CHUNK = 1 << 15
 
@@ -63,12 +65,16 @@ class ComparisonError(ValueError):
 
 
 class Sums:
-    """The sums that all distances are made of; values may come in several batches of rows."""
+    """The sums that all distances are made of; values may come in several batches of rows.
 
-    def __init__(self) -> None:
+    `spread`, if given, is told where the differences lie.
+    """
+
+    def __init__(self, spread: SpreadSums | None = None) -> None:
         self._sums = np.zeros(6)  # a, b, a*a, b*b, a*b, d*d
         self._largest, self._largest_at = 0.0, (0, 0)
         self._off_1e3 = self._off_5e3 = self._count = self._rows = 0
+        self._spread = spread
 
     def add(self, model: Float[np.ndarray, "position width"], ref: Float[np.ndarray, "position width"]) -> Sums:
         """Adds rows of both sides.
@@ -78,25 +84,35 @@ class Sums:
         """
         if model.shape != ref.shape or model.ndim != 2:
             raise ComparisonError(f"the model's value has shape {list(model.shape)}, the reference's {list(ref.shape)}")
-        width = model.shape[1]
-        a, b = np.ascontiguousarray(model).reshape(-1), np.ascontiguousarray(ref).reshape(-1)
-        for begin in range(0, a.size, _CHUNK):
-            x = a[begin : begin + _CHUNK].astype(np.float64)
-            y = b[begin : begin + _CHUNK].astype(np.float64)
-            delta = np.abs(x - y)
-            # Not `@`: BLAS would start its threads beside XLA's for vectors that fit a cache.
-            self._sums += (x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum(), (delta * delta).sum())
-            at = int(delta.argmax())
-            # Written so that NaN, which compares false, is taken as the largest, and the first of it kept.
-            if not (delta[at] <= self._largest or math.isnan(self._largest)):
-                row, channel = divmod(begin + at, width)
-                self._largest, self._largest_at = float(delta[at]), (self._rows + row, channel)
-            magnitude = np.abs(y)
-            self._off_1e3 += int(np.count_nonzero(delta > 1e-3 * magnitude))
-            self._off_5e3 += int(np.count_nonzero(delta > 5e-3 * magnitude))
-        self._count += a.size
-        self._rows += model.shape[0]
+        rows, width = model.shape
+        if self._spread is not None:
+            self._spread.begin(rows, width)
+        # Whole rows while they fit, pieces of one row beyond: the order stays that of memory.
+        height = max(1, _CHUNK // max(1, width))
+        for row in range(0, rows, height):
+            for column in range(0, width, _CHUNK):
+                self._add_piece(model, ref, slice(row, row + height), slice(column, column + _CHUNK))
+        self._count += model.size
+        self._rows += rows
         return self
+
+    def _add_piece(self, model: np.ndarray, ref: np.ndarray, rows: slice, columns: slice) -> None:
+        x = model[rows, columns].astype(np.float64)
+        y = ref[rows, columns].astype(np.float64)
+        delta = np.abs(x - y)
+        squares, of_ref = delta * delta, y * y
+        # Not `@`: BLAS would start its threads beside XLA's for vectors that fit a cache.
+        self._sums += (x.sum(), y.sum(), (x * x).sum(), of_ref.sum(), (x * y).sum(), squares.sum())
+        row, column = divmod(int(delta.argmax()), delta.shape[1])
+        # Written so that NaN, which compares false, is taken as the largest, and the first of it kept.
+        if not (delta[row, column] <= self._largest or math.isnan(self._largest)):
+            self._largest = float(delta[row, column])
+            self._largest_at = (self._rows + rows.start + row, columns.start + column)
+        magnitude = np.abs(y)
+        self._off_1e3 += int(np.count_nonzero(delta > 1e-3 * magnitude))
+        self._off_5e3 += int(np.count_nonzero(delta > 5e-3 * magnitude))
+        if self._spread is not None:
+            self._spread.add(rows.start, columns.start, squares, of_ref)
 
     @property
     def rel_l2(self) -> float | None:

@@ -20,11 +20,11 @@ from aprjax.bisect.margins.run import Shared, paired_logits
 from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
 from aprjax.bisect.noise.logits import LogitNoise, measure_logit_noise
 from aprjax.bisect.report import SidedFinding, Verdict
+from aprjax.bisect.token_texts import TokenTexts
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, side_info
-from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS
-from aprjax.text import Tokenizer
 
 # The noise floor is measured on at most this many of the first tokens: each change is one more forward pass.
 # 10 logits at each of 192 positions leave sigma a standard error of about 2 %, if they moved independently.
@@ -97,7 +97,7 @@ def compare_margins(
     check_context(pair, fed)
     noise = _noise(*pair, pieces[0], progress) if with_noise else None
     measured_noise = time.perf_counter()
-    texts = _Texts(*pair)
+    texts = TokenTexts(pair[1].checkpoint, pair[0].checkpoint)
     shared = Shared()
     rows: list[TokenMargin] = []
     for number, piece in enumerate(pieces):
@@ -114,7 +114,7 @@ def compare_margins(
         for chosen, ours, theirs in batches:
             for position, a, b in zip(chosen, ours, theirs, strict=True):
                 row = measure(_row(fed, piece, number, position, texts), a, b)
-                rows.append(texts.with_choices(row))
+                rows.append(_with_choices(row, texts))
     judged, bounds = judge(rows, noise)
     verdict, reason = _verdict(judged, noise, tokens)
     drift = _drift_beyond_noise(judged, noise)
@@ -189,33 +189,14 @@ def _noise_runner(side: Side) -> Runner | None:
     return Runner(side.checkpoint, arithmetic)
 
 
-class _Texts:
-    """Readable tokens, by whichever side has a vocabulary."""
-
-    def __init__(self, model: Side, ref: Side) -> None:
-        known: list[Checkpoint] = [side.checkpoint for side in (ref, model) if side.checkpoint is not None]
-        self._tokenizer: Tokenizer | None = None
-        for checkpoint in known:
-            try:
-                self._tokenizer = Tokenizer.from_checkpoint(checkpoint)
-                break
-            except CheckpointError:
-                continue  # `tokenize_both` has reported it, where it matters
-
-    def __call__(self, token: int) -> str:
-        """The token; its id where it has no text."""
-        if self._tokenizer is None or not 0 <= token < len(self._tokenizer):
-            return f"[{token}]"
-        return self._tokenizer.token(token)
-
-    def with_choices(self, row: TokenMargin) -> TokenMargin:
-        """The row with both sides' choices readable."""
-        if row.model is None or row.ref is None:
-            return row
-        return replace(row, model_text=self(row.model.top1), ref_text=self(row.ref.top1))
+def _with_choices(row: TokenMargin, texts: TokenTexts) -> TokenMargin:
+    """The row with both sides' choices readable."""
+    if row.model is None or row.ref is None:
+        return row
+    return replace(row, model_text=texts(row.model.top1), ref_text=texts(row.ref.top1))
 
 
-def _row(fed: FedTokens, piece: Piece, number: int, position: int, texts: _Texts) -> TokenMargin:
+def _row(fed: FedTokens, piece: Piece, number: int, position: int, texts: TokenTexts) -> TokenMargin:
     token = piece.tokens[position]
     target = piece.tokens[position + 1] if position + 1 < len(piece.tokens) else None
     if fed.context is not None:
