@@ -11,6 +11,7 @@ from aprjax.qwen2.stages import Stage
 
 if TYPE_CHECKING:
     from aprjax.bisect.explain.evidence import Evidence
+    from aprjax.bisect.explain.fit import FitSpec
 
 # A layer (-1 outside the layers) and a stage.
 Node = tuple[int, Stage]
@@ -48,7 +49,9 @@ class Candidate:
         parameters: of the hypothesis: `Parameter`s, or plain JSON values.
         scope: the nodes whose own computation it changes; None: all nodes of the hypothesis's stages.
         next_step: what to do about it; empty: the hypothesis's.
-        refit: the same fitted on other nodes; None where nothing is fitted.
+        spec: the fitted parameter, if there is one, so that it can be fitted again on all nodes it explains.
+        value: its value.
+        rebuild: the proposal with another value and its standard error.
     """
 
     sentence: str
@@ -56,7 +59,9 @@ class Candidate:
     parameters: dict[str, Any] = field(default_factory=dict)
     scope: frozenset[Node] | None = None
     next_step: str = ""
-    refit: Callable[[tuple[Node, ...]], Candidate] | None = None
+    spec: FitSpec | None = None
+    value: float | None = None
+    rebuild: Callable[[float, float | None], Candidate] | None = None
 
 
 @dataclass(frozen=True)

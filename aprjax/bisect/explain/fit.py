@@ -1,0 +1,200 @@
+"""Fits the continuous parameters of a fault to nodes of a trace, by gradient through the nodes themselves.
+
+Gauss-Newton steps, damped as Levenberg and Marquardt have it (D. Marquardt, SIAM J. Appl. Math. 11, 1963). The
+residuals are a trace's values minus what the changed computation gives, every position in units of its own norm, so
+that massive positions do not drown the others; derivatives are jax's forward mode (`programs.derivatives`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from aprjax.bisect.explain.evaluation import Applied
+from aprjax.bisect.explain.hypothesis import Node
+from aprjax.bisect.replay.layers import visible_part
+from aprjax.qwen2.stages import Stage
+
+if TYPE_CHECKING:
+    from aprjax.bisect.explain.evidence import Evidence
+    from aprjax.bisect.explain.programs import Shift
+
+# Of a step, relative to the parameter, below which it makes no difference: float32 traces have 7 digits, and a fit
+# over thousands of values a few more.
+_SMALLEST_STEP = 1e-9
+# A fault that a fit removes shows within so many steps; what is not halved by then (in squares) is another.
+_TRIAL_STEPS = 4
+_LEAST_GAIN = 0.5
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """One continuous parameter.
+
+    Attributes:
+        shift: makes a variant one with the parameter.
+        stages: whose computation it changes.
+        scope: the nodes; None: all of these stages.
+        logarithmic: fitted in its logarithm: it is positive, and unknown by orders of magnitude.
+    """
+
+    shift: Shift
+    stages: frozenset[Stage]
+    scope: frozenset[Node] | None = None
+    logarithmic: bool = False
+
+    def applied(self, value: float) -> Applied:
+        """The change with a value of the parameter."""
+        shift = self.shift
+        return Applied(lambda variant: shift(variant, value), self.stages, self.scope)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit came to.
+
+    Attributes:
+        values: of the parameters.
+        errors: their standard errors, from what is left and the curvature: of white residuals.
+        squares: the sum of squared residuals, as before and after.
+        steps: how many were taken.
+    """
+
+    values: tuple[float, ...]
+    errors: tuple[float, ...]
+    squares: tuple[float, float]
+    steps: int
+
+
+def fit(
+    evidence: Evidence,
+    nodes: Sequence[Node],
+    specs: Sequence[FitSpec],
+    start: Sequence[float],
+    *,
+    rows: int | None = None,
+    steps: int = 20,
+) -> Fit | None:
+    """Fits parameters jointly; None where they make no difference to these nodes.
+
+    Args:
+        evidence: the trace and the file, with the faults accepted so far.
+        nodes: what they are fitted to.
+        specs: the parameters.
+        start: where the search begins.
+        rows: only the first positions count; None: all.
+        steps: the most that are taken.
+    """
+    problem = _Problem(evidence, tuple(nodes), tuple(specs), rows)
+    at = problem.to_free(start)
+    residuals = problem.residuals(at)
+    squares = first = float(residuals @ residuals)
+    if not np.isfinite(squares):
+        return None
+    damping, taken = 1e-3, 0
+    curvature = np.zeros((len(specs), len(specs)))
+    for taken in range(1, steps + 1):
+        slopes = problem.slopes(at)
+        curvature = slopes.T @ slopes
+        if not np.isfinite(curvature).all() or not np.diag(curvature).all():
+            return None
+        pull = slopes.T @ residuals
+        moved = False
+        for _ in range(8):
+            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), pull)
+            tried = problem.residuals(at + step)
+            total = float(tried @ tried)
+            if np.isfinite(total) and total < squares:
+                at, residuals, moved = at + step, tried, True
+                gained, squares = squares - total, total
+                damping = max(damping / 10, 1e-12)
+                break
+            damping *= 10
+        if not moved or np.all(np.abs(step) <= _SMALLEST_STEP * np.maximum(np.abs(at), 1e-3)):
+            break
+        if gained <= 1e-10 * squares or (taken == _TRIAL_STEPS and squares > _LEAST_GAIN * first):
+            break
+    spread = squares / max(1, residuals.size - len(specs))
+    errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(curvature)) * spread, 0.0))
+    return Fit(*problem.from_free(at, errors), (first, squares), taken)
+
+
+def squares(
+    evidence: Evidence,
+    nodes: Sequence[Node],
+    specs: Sequence[FitSpec],
+    values: Sequence[float],
+    *,
+    rows: int | None = None,
+) -> float:
+    """The sum of squared residuals at some values of the parameters."""
+    problem = _Problem(evidence, tuple(nodes), tuple(specs), rows)
+    residuals = problem.residuals(problem.to_free(values))
+    return float(residuals @ residuals)
+
+
+class _Problem:
+    """Residuals and slopes of some nodes in the free coordinates: logarithms of positive parameters."""
+
+    def __init__(
+        self, evidence: Evidence, nodes: tuple[Node, ...], specs: tuple[FitSpec, ...], rows: int | None
+    ) -> None:
+        self.evidence, self.specs, self.rows = evidence, specs, rows
+        self.nodes = nodes
+        self.norms = {node: self._row_norms(node) for node in nodes}
+
+    def to_free(self, values: Sequence[float]) -> Float[np.ndarray, " parameter"]:
+        """Coordinates of the search."""
+        pairs = zip(values, self.specs, strict=True)
+        return np.array([np.log(value) if spec.logarithmic else value for value, spec in pairs])
+
+    def values(self, at: np.ndarray) -> Float[np.ndarray, " parameter"]:
+        """The parameters at some coordinates."""
+        with np.errstate(over="ignore"):
+            return np.array([np.exp(x) if spec.logarithmic else x for x, spec in zip(at, self.specs, strict=True)])
+
+    def from_free(self, at: np.ndarray, errors: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The parameters and their errors."""
+        values = self.values(at)
+        factors = [value if spec.logarithmic else 1.0 for value, spec in zip(values, self.specs, strict=True)]
+        return tuple(map(float, values)), tuple(float(e * f) for e, f in zip(errors, factors, strict=True))
+
+    def residuals(self, at: np.ndarray) -> Float[np.ndarray, " value"]:
+        """Value minus prediction, in units of each position's norm."""
+        evaluation = self.evidence.base
+        for spec, value in zip(self.specs, self.values(at), strict=True):
+            evaluation = evaluation.with_change(spec.applied(float(value)))
+        parts = []
+        for node in self.nodes:
+            value = self.evidence.value(node)
+            assert value is not None
+            with np.errstate(all="ignore"):
+                parts.append(self._scaled(node, value.astype(np.float64) - evaluation.value(node)))
+        return np.concatenate(parts)
+
+    def slopes(self, at: np.ndarray) -> Float[np.ndarray, "value parameter"]:
+        """The derivatives of the prediction by the coordinates."""
+        from aprjax.bisect.explain.programs import derivatives
+
+        values = self.values(at)
+        changes = tuple((spec.shift, spec.applied(1.0)) for spec in self.specs)
+        columns: list[list[np.ndarray]] = [[] for _ in self.specs]
+        for node in self.nodes:
+            for index, tangent in enumerate(derivatives(self.evidence, self.evidence.base, node, changes, values)):
+                factor = values[index] if self.specs[index].logarithmic else 1.0
+                columns[index].append(self._scaled(node, tangent * factor))
+        return np.stack([np.concatenate(column) for column in columns], axis=1)
+
+    def _scaled(self, node: Node, delta: np.ndarray) -> np.ndarray:
+        delta = visible_part(node[1], delta)
+        return (delta / self.norms[node])[: self.rows].ravel()
+
+    def _row_norms(self, node: Node) -> np.ndarray:
+        value = self.evidence.value(node)
+        assert value is not None
+        norms = np.linalg.norm(visible_part(node[1], value).astype(np.float64), axis=1, keepdims=True)
+        return np.where(norms > 0, norms, 1.0)
