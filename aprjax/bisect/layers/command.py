@@ -20,6 +20,7 @@ from aprjax.bisect.layers.render import print_reports
 from aprjax.bisect.lockstep import LayerPair
 from aprjax.bisect.open_sides import arithmetics, open_two, run_side
 from aprjax.bisect.report import SCHEMA, LayersReport, SidedFinding, Verdict
+from aprjax.bisect.token_texts import TokenTexts
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, Traced
 from aprjax.checkpoint.atomic import atomic_file
@@ -73,6 +74,8 @@ def run_layers(
                 )
     if not any((arithmetic, model_arithmetic, ref_arithmetic)) and all(side.runs_here for side in sides):
         reports = [_with_note(report) for report in reports]
+    texts = TokenTexts(sides[1].checkpoint, sides[0].checkpoint)
+    reports = [replace(report, token_texts=texts.of(_mentioned(report))) for report in reports]
     document = combined_json(reports)
     if json_out != "-":
         print_reports(reports)
@@ -84,6 +87,12 @@ def run_layers(
         index = write_report(reports, document, report)
         print(f"report: {index}", file=sys.stderr)
     return worst(reports).verdict.exit_code
+
+
+def _mentioned(report: LayersReport) -> set[int]:
+    """The tokens fed, and those that either side would choose."""
+    chosen = (token for m in report.margins for side in (m.model, m.ref) for token in (side.top1, side.top2))
+    return {*report.prompt.tokens, *chosen}
 
 
 def worst(reports: list[LayersReport]) -> LayersReport:
