@@ -67,6 +67,11 @@ class AprtTrace:
         """Nothing: the format has stages only."""
         return {}
 
+    @property
+    def vouched(self) -> bool:
+        """Whether a sidecar says what the values are; else shapes and positions were taken from a config and tokens."""
+        return all(entry.sha256 is not None for entry in self.entries.values()) and bool(self.entries)
+
     def __getitem__(self, key: tuple[int, Stage]) -> np.ndarray:
         """One value, `float32[position, width]`; KeyError where it is not there or not vouched for."""
         entry = self.entries[key]
@@ -119,6 +124,36 @@ def open_aprt(folder: str | Path, *, config: ModelConfig | None = None, tokens: 
             fix="vouch for them: `python -m aprjax trace DIR --file CHECKPOINT --tokens IDS --save FILE.safetensors`",
         )
     return _without_sidecar(folder, found, config, tokens)
+
+
+@dataclass(frozen=True)
+class RawFiles(Mapping[tuple[int, Stage], np.ndarray]):
+    """The bare numbers of a folder by (layer, stage), `float32[elements]`: without shape, tokens and positions.
+
+    What `open_aprt` refuses to compare is here, too: nothing vouches for what it is.
+    """
+
+    folder: Path
+    files: Mapping[tuple[int, Stage], str]
+
+    def __getitem__(self, key: tuple[int, Stage]) -> np.ndarray:
+        return _read(self.folder / self.files[key], key[0])
+
+    def __iter__(self) -> Iterator[tuple[int, Stage]]:
+        return iter(in_order(self.files))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def raw_files(folder: str | Path) -> RawFiles:
+    """Lists an APRT folder's files; a sidecar is not looked at.
+
+    Raises:
+        CheckpointError: a header is damaged, or there is no file.
+    """
+    folder = Path(folder)
+    return RawFiles(folder, {key: file for key, (file, _) in _files(folder).items()})
 
 
 def _stage_names() -> dict[str, Stage]:
