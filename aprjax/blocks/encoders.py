@@ -1,4 +1,4 @@
-"""Encoders for Q8_0, Q4_K and Q6_K, byte for byte ggml's `quantize_row_{q8_0,q4_K,q6_K}_ref`.
+"""Encoders for the blocks of 32, Q4_K and Q6_K, byte for byte ggml's `quantize_row_*_ref`.
 
 They run ggml's arithmetic in ggml's order: float32, no FMA (ggml-base is compiled without), and every sum over
 the elements of a group strictly from first to last. Groups are independent, so arrays are laid out
@@ -51,6 +51,72 @@ def encode_q8_0(values: np.ndarray) -> np.ndarray:
     # 1/d overflows for d below 2.9e-39; x86 turns the infinities into 0.
     codes = round_half_away(np.where(np.isfinite(product), product, _F(0))).astype(np.int8)
     return np.concatenate([head, codes.view(np.uint8)], axis=1)
+
+
+def encode_q4_0(values: np.ndarray) -> np.ndarray:
+    """float32 `[n, 32]` -> `uint8[n, 18]`: the element of largest magnitude gets code 0."""
+    scale, codes = _codes_around(values, 8)
+    return np.concatenate([_half(scale), _pairs(codes)], axis=1)
+
+
+def encode_q5_0(values: np.ndarray) -> np.ndarray:
+    """float32 `[n, 32]` -> `uint8[n, 22]`: likewise, with a fifth bit of each code apart."""
+    scale, codes = _codes_around(values, 16)
+    return np.concatenate([_half(scale), _fifth_bits(codes), _pairs(codes)], axis=1)
+
+
+def encode_q4_1(values: np.ndarray) -> np.ndarray:
+    """float32 `[n, 32]` -> `uint8[n, 20]`: steps from the least element to the greatest."""
+    scale, least, codes = _codes_from_least(values, 15)
+    return np.concatenate([_half(scale), _half(least), _pairs(codes)], axis=1)
+
+
+def encode_q5_1(values: np.ndarray) -> np.ndarray:
+    """float32 `[n, 32]` -> `uint8[n, 24]`: likewise, with a fifth bit of each code apart."""
+    scale, least, codes = _codes_from_least(values, 31)
+    return np.concatenate([_half(scale), _half(least), _fifth_bits(codes), _pairs(codes)], axis=1)
+
+
+def _codes_around(values: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and codes about zero; ggml casts to int8, which cuts off, after adding half a step."""
+    extreme = np.take_along_axis(values, np.abs(values).argmax(axis=1)[:, None], axis=1)[:, 0]
+    # ggml searches from +0, so a block of zeros has that sign.
+    scale = np.where(extreme == 0, _F(0), extreme) / _F(-half)
+    codes = values * _inverse(scale)[:, None] + _F(half + 0.5)
+    return scale, np.minimum(codes.astype(np.int32), 2 * half - 1).astype(np.uint8)
+
+
+def _codes_from_least(values: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scales, least elements and codes."""
+    # The first of equals: zeros have two signs.
+    least, greatest = (
+        np.take_along_axis(values, place[:, None], axis=1)[:, 0]
+        for place in (values.argmin(axis=1), values.argmax(axis=1))
+    )
+    with np.errstate(over="ignore"):
+        scale = (greatest - least) / _F(steps)
+        codes = (values - least[:, None]) * _inverse(scale)[:, None] + _F(0.5)
+    return scale, least, np.minimum(codes.astype(np.int32), steps).astype(np.uint8)
+
+
+def _inverse(scale: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(scale == 0, _F(0), _F(1) / scale)
+
+
+def _half(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return values.astype("<f2").view(np.uint8).reshape(-1, 2)
+
+
+def _pairs(codes: np.ndarray) -> np.ndarray:
+    """The low four bits of elements i and i + 16 in one byte."""
+    return (codes[:, :16] & 15) | ((codes[:, 16:] & 15) << 4)
+
+
+def _fifth_bits(codes: np.ndarray) -> np.ndarray:
+    """Bit i of 32 is the fifth of element i."""
+    return np.packbits(codes >> 4, axis=1, bitorder="little")
 
 
 def _search_scale_and_minimum(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

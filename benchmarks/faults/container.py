@@ -51,12 +51,21 @@ class Computed:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as stored; `pieces` are its bytes, in order: buffers or `Computed`."""
+    """A tensor as stored.
+
+    Attributes:
+        name: in the file.
+        dtype: the byte of the index.
+        shape: row-major.
+        pieces: its bytes, in order: buffers or `Computed`.
+        kind: ggml's name of the block type, where `dtype` is not APR's.
+    """
 
     name: str
     dtype: int
     shape: tuple[int, ...]
     pieces: tuple[Any, ...]
+    kind: str = ""
 
     @property
     def size(self) -> int:
@@ -66,7 +75,7 @@ class Tensor:
     @property
     def type_name(self) -> str:
         """Name of the block type, as ggml spells it."""
-        return DTYPES.get(self.dtype, f"dtype {self.dtype}")
+        return self.kind or DTYPES.get(self.dtype, f"dtype {self.dtype}")
 
     def whole(self) -> bytes:
         """All bytes, copied."""
@@ -85,7 +94,9 @@ class AprFile:
     metadata_text: str
     tensors: dict[str, Tensor]
     header_crc_xor: int = 0
+    offsets: dict[str, int] = field(default_factory=dict)
     _mapping: Any = field(default=None, repr=False)
+    _clean: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, path: Path) -> AprFile:
@@ -104,6 +115,7 @@ class AprFile:
         view = memoryview(mapping)
         text = bytes(view[metadata_at : metadata_at + metadata_size]).decode()
         tensors: dict[str, Tensor] = {}
+        offsets: dict[str, int] = {}
         cursor = index_at
         for _ in range(count):
             (length,) = struct.unpack_from("<H", view, cursor)
@@ -117,7 +129,22 @@ class AprFile:
             if data_at + offset + nbytes > size or name in tensors:
                 raise PlantError(f"{path}: tensor {name} is cut off or occurs twice; plant faults in a sound file")
             tensors[name] = Tensor(name, dtype, shape, (view[data_at + offset : data_at + offset + nbytes],))
-        return cls(flags, text, tensors, _mapping=mapping)
+            offsets[name] = data_at + offset
+        return cls(flags, text, tensors, offsets=offsets, _mapping=mapping, _clean=dict(tensors))
+
+    def same_layout(self, source: Path) -> bool:
+        """Whether only bytes of tensors differ from the file, whose path this is, so that `patches` is all there is."""
+        if self.header_crc_xor or self.tensors.keys() != self._clean.keys():
+            return False
+        pairs = [(tensor, self._clean[name]) for name, tensor in self.tensors.items()]
+        same = all((a.type_name, a.shape, a.size) == (b.type_name, b.shape, b.size) for a, b in pairs)
+        return same and AprFile.read(source).metadata_text == self.metadata_text
+
+    @property
+    def patches(self) -> dict[int, bytes]:
+        """By offset: the bytes of tensors that differ from the file's. The checksum at its end is not among them."""
+        changed = [name for name, tensor in self.tensors.items() if tensor is not self._clean[name]]
+        return {self.offsets[name]: self.tensors[name].whole() for name in changed}
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from codec import FLOAT_TYPES, decode, encode
 from container import GGUF_GLOBALS, AprFile, Computed, PlantError, Tensor
 from planted import Planted, Request
 from text_faults import TEXT_FAULTS
@@ -48,7 +49,6 @@ GLOBAL_STAGES = {
 }
 # Byte of a block's float16 scale `d`, and the block's size (kernels.md, block layouts).
 SCALE_PLACE = {"Q4_K": (0, 144), "Q6_K": (208, 210)}
-FLOAT_TYPES = {"F32": "<f4", "F16": "<f2"}
 
 
 def site_of(name: str) -> tuple[int, str]:
@@ -267,24 +267,6 @@ def row_bytes(tensor: Tensor, name: str) -> int:
     if tensor.size % rows:
         raise PlantError(f"{name}: the rows of {tensor.type_name} {list(tensor.shape)} do not begin at whole bytes")
     return tensor.size // rows
-
-
-def decode(tensor: Tensor) -> np.ndarray:
-    """Values by gguf-py, which shares no code with aprjax: `float32[*shape]`."""
-    import gguf
-
-    kind = gguf.GGMLQuantizationType[tensor.type_name]
-    return gguf.quants.dequantize(np.frombuffer(tensor.whole(), np.uint8), kind).reshape(tensor.shape)
-
-
-def encode(values: np.ndarray, type_name: str) -> bytes:
-    """Bytes of a block type. gguf-py has no K-quant encoder: that one thing is aprjax's."""
-    if type_name in FLOAT_TYPES:
-        return values.astype(FLOAT_TYPES[type_name]).tobytes()
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
-    from aprjax.blocks import encode as encode_blocks
-
-    return encode_blocks(type_name, values).tobytes()
 
 
 def plant(source: Path, target: Path, fault: str, request: Request | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ CASES = value_cases(np.random.default_rng(5))
 
 @pytest.mark.llama_cpp
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K"])
 def test_bytes_equal_ggml(name, case, llama_library):
     expected = ggml_quantize(llama_library.base, name, CASES[case], suffix="_ref")
     np.testing.assert_array_equal(encode(name, CASES[case]).reshape(expected.shape), expected)

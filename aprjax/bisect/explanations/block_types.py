@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from aprjax.bisect.explanations.evidence import Candidate, Hypothesis
-from aprjax.bisect.explanations.pair import Pair, Values, distance, spread
+from aprjax.bisect.explanations.pair import Pair, Values, distance, slices, spread
 from aprjax.blocks import FORMATS, BlockFormat, block_format, byte_size, dequantize, encode
 
 # Bytes that are searched for in the reference's tensor, and how far from their own place.
@@ -43,7 +43,11 @@ def _misread(pair: Pair) -> Iterator[Candidate]:
             continue
         size = byte_size(blocks.name, theirs.shape)
         whole = dequantize(blocks.name, theirs.data[:size], theirs.shape).reshape(pair.shape)
-        residual, basis = pair.residual(lambda window, whole=whole: whole[window])
+        # Bytes of another type may decode to NaN, of which no distance can be taken.
+        if all(_bits_equal(pair.a.rows(window), whole[window]) for window in slices(*pair.shape)):
+            residual, basis = 0.0, "all values"
+        else:
+            residual, basis = pair.residual(lambda window, whole=whole: whole[window])
         words = f"the model's values are the reference's {theirs.block_type} bytes decoded as {blocks.name}"
         yield Candidate(words, residual, basis, {"read_as": blocks.name, "type": theirs.block_type})
 

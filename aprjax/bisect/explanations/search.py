@@ -37,7 +37,16 @@ def explain(pair: Pair) -> Diagnosis:
     """
     with np.errstate(all="ignore"):
         problem = _not_finite(pair)
-        return _search(pair) if problem is None else Diagnosis(problem, (), "", 0.0)
+        return _search(pair) if problem is None else _accident_of_bytes(pair) or Diagnosis(problem, (), "", 0.0)
+
+
+def _accident_of_bytes(pair: Pair) -> Diagnosis | None:
+    """Of values that are not finite no distance can be taken; but bytes that were read wrongly say why they are not."""
+    for hypothesis in block_types.SAME_BYTES:
+        for candidate in hypothesis.test(pair):
+            if candidate.residual == 0.0 and not candidate.sampled:
+                return _settled(pair, hypothesis, candidate, {}, 0.0)
+    return None
 
 
 def _search(pair: Pair) -> Diagnosis:
