@@ -99,10 +99,12 @@ class Sums:
     def _add_piece(self, model: np.ndarray, ref: np.ndarray, rows: slice, columns: slice) -> None:
         x = model[rows, columns].astype(np.float64)
         y = ref[rows, columns].astype(np.float64)
-        delta = np.abs(x - y)
-        squares, of_ref = delta * delta, y * y
-        # Not `@`: BLAS would start its threads beside XLA's for vectors that fit a cache.
-        self._sums += (x.sum(), y.sum(), (x * x).sum(), of_ref.sum(), (x * y).sum(), squares.sum())
+        # Infinities add up to NaN, which is what is to come out.
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = np.abs(x - y)
+            squares, of_ref = delta * delta, y * y
+            # Not `@`: BLAS would start its threads beside XLA's for vectors that fit a cache.
+            self._sums += (x.sum(), y.sum(), (x * x).sum(), of_ref.sum(), (x * y).sum(), squares.sum())
         row, column = divmod(int(delta.argmax()), delta.shape[1])
         # Written so that NaN, which compares false, is taken as the largest, and the first of it kept.
         if not (delta[row, column] <= self._largest or math.isnan(self._largest)):
