@@ -34,11 +34,12 @@ def _biases() -> Iterator[Hypothesis]:
         for index, name in enumerate(_PROJECTIONS):
             factors = tuple(factor if i == index else 1.0 for i in range(3))
             yield choice(f"bias-{slug}-{name}", BIAS, f"the bias of {name} {words}", bias=factors)
-    for factor, slug, words in ((0.0, "missing", "are missing"),):
-        for index, name in enumerate(_PROJECTIONS):
-            factors = tuple(1.0 if i == index else factor for i in range(3))
-            others = " and ".join(other for other in _PROJECTIONS if other != name)
-            yield choice(f"bias-{slug}-{others.replace(' and ', '')}", BIAS, f"the biases of {others} {words}", bias=factors)
+    for index, name in enumerate(_PROJECTIONS):
+        factors = tuple(float(i == index) for i in range(3))
+        first, second = (other for other in _PROJECTIONS if other != name)
+        yield choice(
+            f"bias-missing-{first}{second}", BIAS, f"the biases of {first} and {second} are missing", bias=factors
+        )
 
 
 def _with_scale(variant: Variant, value: Any) -> Variant:
@@ -59,8 +60,7 @@ def _scales(evidence: Evidence) -> dict[str, tuple[float, str]]:
     return {
         "attn-scale-missing": (1.0, "scores are not scaled by 1 / root of the head's width"),
         "attn-scale-multiplied": (width**0.5, "scores are multiplied by the root of the head's width"),
-        "attn-scale-width": (1 / width, "scores are divided by the head's width instead of its root"),
-        "attn-scale-twice": (1 / width, "scores are scaled twice"),
+        "attn-scale-twice": (1 / width, "scores are scaled twice: divided by the head's width instead of its root"),
         "attn-scale-hidden": (evidence.config.hidden_size**-0.5, "scores are scaled by the hidden width's root"),
     }
 
@@ -100,7 +100,7 @@ def _windows(evidence: Evidence, node: Node) -> Iterator[Candidate]:
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
     *_biases(),
-    *(_scale(slug) for slug in ("attn-scale-missing", "attn-scale-multiplied", "attn-scale-width", "attn-scale-hidden")),
+    *(_scale(slug) for slug in ("attn-scale-missing", "attn-scale-multiplied", "attn-scale-twice", "attn-scale-hidden")),
     fitted(
         "attn-scale",
         SCORES,
@@ -109,7 +109,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             f"scores are scaled by {with_error(value, error)} instead of {shown(evidence.config.head_dim**-0.5)}"
         ),
         next_step="correct the scale of attention scores: the engine ran with {value}",
-        generalises=("attn-scale-missing", "attn-scale-multiplied", "attn-scale-width", "attn-scale-hidden"),
+        generalises=("attn-scale-missing", "attn-scale-multiplied", "attn-scale-twice", "attn-scale-hidden"),
     ),
     *(
         choice(

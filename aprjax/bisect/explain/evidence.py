@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -223,6 +225,18 @@ class Evidence:
         touched = [node for node in self._before if any(change.touches(step) for step in self.chain(node))]
         for node in touched:
             del self._before[node]
+
+    @contextmanager
+    def supposing(self, *changes: Applied) -> Iterator[None]:
+        """Inside the block, these faults count as accepted."""
+        base, before, accepted = self.base, self._before, self.accepted
+        self._before = dict(before)
+        try:
+            for change in changes:
+                self.accept(change)
+            yield
+        finally:
+            self.base, self._before, self.accepted = base, before, accepted
 
     def score(self, hypothesis: Hypothesis, candidate: Candidate, node: Node) -> Scored:
         """What a proposal leaves at one node."""

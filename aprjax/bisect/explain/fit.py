@@ -59,7 +59,9 @@ class Fit:
 
     Attributes:
         values: of the parameters.
-        errors: their standard errors, from what is left and the curvature: of white residuals.
+        errors: how far off they may be: as far as what is left could push them if all of it pointed their way.
+            What is left is an engine's rounding, which is systematic: a standard error of white noise would be too
+            small by the root of the number of values.
         squares: the sum of squared residuals, as before and after.
         steps: how many were taken.
     """
@@ -118,8 +120,7 @@ def fit(
             break
         if gained <= 1e-10 * squares or (taken == _TRIAL_STEPS and squares > _LEAST_GAIN * first):
             break
-    spread = squares / max(1, residuals.size - len(specs))
-    errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(curvature)) * spread, 0.0))
+    errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(curvature)) * squares, 0.0))
     return Fit(*problem.from_free(at, errors), (first, squares), taken)
 
 

@@ -22,6 +22,7 @@ def _with_eps(variant: Variant, value: Any) -> Variant:
 
 
 def _eps_starts(evidence: Evidence, node: Node) -> Iterator[float]:
+    yield evidence.config.rms_norm_eps
     yield from np.logspace(-12, 1, 14).tolist()
 
 

@@ -132,11 +132,11 @@ def shown(value: float, error: float | None = None) -> str:
 
     digits = 6
     if error and value and math.isfinite(error) and math.isfinite(value):
-        digits = min(10, max(1, math.ceil(math.log10(abs(value) / error)) + 1)) if error < abs(value) else 1
+        digits = min(10, max(1, math.ceil(math.log10(abs(value) / error)))) if error < abs(value) else 1
     rounded = float(f"{value:.{digits}g}")
     if 1 <= abs(rounded) < 1e15 and rounded == round(rounded):
         return f"{round(rounded):,}"
-    return f"{rounded:,.{digits}g}" if abs(rounded) < 1e15 and digits > math.log10(max(1, abs(rounded))) else f"{rounded:g}"
+    return f"{rounded:,.{digits}g}"
 
 
 def with_error(value: float, error: float) -> str:
