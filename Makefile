@@ -32,7 +32,7 @@ LLAMA_PARTS := $(foreach part,COMMON TESTS TOOLS EXAMPLES SERVER,-DLLAMA_BUILD_$
 MODELS := qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 DEMO := out/demo
 
-.PHONY: help setup peers models test test-real lint demo bench clean
+.PHONY: help setup peers models test test-real lint demo docs bench clean
 
 help:
 	@echo "setup      .venv with aprjax (editable) and the tools for developing it"
@@ -42,6 +42,7 @@ help:
 	@echo "test-real  the tests on real models and peers, and those that compile for minutes"
 	@echo "lint       ruff and pyright"
 	@echo "demo       plants a fault in a real model and finds it"
+	@echo "docs       the documentation, as pages"
 	@echo "bench      the benchmarks"
 	@echo "clean      removes what the targets made here, but not $(CACHE)"
 
@@ -120,6 +121,11 @@ demo: setup
 		--report $(DEMO)/report || code=$$?; \
 	if [ $$code -ne 1 ]; then echo "error: the planted fault was not found (exit code $$code)" >&2; exit 1; fi
 	@echo "The planted fault was found. The report: $(DEMO)/report/index.html"
+
+# mkdocs-material announces mkdocs 2, which it will not support; the version here is held below it.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation: out/site/index.html"
 
 bench: peers models
 	set -e; for script in $(wildcard benchmarks/bench_*.py); do echo "== $$script"; $(BIN)/python $$script; done
