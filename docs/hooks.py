@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import typer
+
+from aprjax.cli import app
+
 _PLACE = re.compile(r"<!-- options: ([\w-]+) -->")
 
 
@@ -14,10 +18,6 @@ def options_table(name: str) -> str:
     Raises:
         KeyError: there is no such command.
     """
-    import typer
-
-    from aprjax.cli import app
-
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     rows = ["| option | what it does |", "|---|---|"]
     for parameter in command.params:
