@@ -19,6 +19,7 @@ from aprjax import cli_chatml
 from aprjax import cli_run
 from aprjax import cli_generate
 from aprjax import cli_margins
+from aprjax import cli_evidence
 
 # isort: on
 from aprjax.cli_app import INTERNAL_ERROR, INTERRUPTED, READER_GONE, UNREADABLE, app, main
@@ -35,6 +36,7 @@ COMMANDS = (
     cli_run,
     cli_generate,
     cli_margins,
+    cli_evidence,
 )
 
 __all__ = ["COMMANDS", "INTERNAL_ERROR", "INTERRUPTED", "READER_GONE", "UNREADABLE", "app", "main"]
