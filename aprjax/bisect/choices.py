@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
 
 from aprjax.bisect.cause import MATMUL_STAGES, tensors_of
 from aprjax.blocks import block_format
@@ -21,6 +25,20 @@ _NORMS = frozenset({Stage.ATTN_NORM, Stage.FFN_NORM, Stage.FINAL_NORM})
 _ROTATED = frozenset({Stage.Q_POST_ROPE, Stage.K_POST_ROPE})
 _ATTENTION = frozenset({Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX, Stage.ATTENTION})
 _EVERYWHERE = frozenset({*LAYER_STAGES, Stage.FINAL_NORM, Stage.LM_HEAD})
+
+
+class ArithmeticSide(Protocol):
+    """Whatever has a file, perhaps, and an arithmetic: a `Runner` or a `Traced`."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The file; None where it is not at hand."""
+        ...
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """How it computes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -138,3 +156,67 @@ def all_matrices(checkpoint: Checkpoint) -> tuple[EncodedTensor, ...]:
         tensor for layer in layers for stage in LAYER_STAGES for tensor in matrices_of(checkpoint, layer, stage)
     )
     return (*inside, head_tensor(checkpoint))
+
+
+def told_apart(layer: int, stage: Stage, model: ArithmeticSide, ref: ArithmeticSide) -> tuple[Choice, ...]:
+    """The choices that make two sides compute a stage differently; none where they only round differently.
+
+    Activations count by what they are really quantized to: of a float weight they are not, whatever the arithmetic, and
+    one arithmetic quantizes them otherwise for another block type.
+    """
+    matrices = [matrices_of(side.checkpoint or model.checkpoint, layer, stage) for side in (model, ref)]
+    found = [
+        choice
+        for choice in CHOICES
+        if stage in choice.stages
+        and (
+            choice.words(model.arithmetic, matrices[0]) != choice.words(ref.arithmetic, matrices[1])
+            if choice.name == "activations"
+            else choice.differs(model.arithmetic, ref.arithmetic)
+        )
+    ]
+    # The order of sums only rounds: beside anything else it is not what is looked for.
+    return tuple(choice for choice in found if choice.name != "order of sums") or tuple(found)
+
+
+@dataclass(frozen=True)
+class Loud:
+    """An activation so much larger than its neighbours that quantizing its block makes most of them zero.
+
+    Attributes:
+        position, channel: its place.
+        value: of it.
+        size: of the block.
+        zeroed: the share of the block's other values that become zero.
+    """
+
+    position: int
+    channel: int
+    value: float
+    size: int
+    zeroed: float
+
+    def sentence(self) -> str:
+        """In words, without a full stop."""
+        return (
+            f"channel {self.channel} at position {self.position} ({self.value:.4g}) sets the step of its block of "
+            f"{self.size}, in which {self.zeroed:.0%} of the other values become zero"
+        )
+
+
+def loudest(values: Float[np.ndarray, "position width"], size: int) -> Loud | None:
+    """The activation that costs its block most; None where every block's step is below the rms of the others in it."""
+    if values.shape[1] % size:
+        return None
+    blocks = np.abs(values.astype(np.float64)).reshape(len(values), -1, size)
+    largest = blocks.max(axis=2)
+    others = np.sqrt(np.maximum(np.square(blocks).sum(axis=2) - np.square(largest), 0) / (size - 1))
+    # ggml's quantizers have 127 steps to the largest value (`quantize_row_q8_K`).
+    step = largest / 127
+    cost = np.divide(step, others, out=np.zeros_like(step), where=others > 0)
+    row, block = np.unravel_index(int(cost.argmax()), cost.shape)
+    if cost[row, block] < 1:
+        return None
+    channel = int(block) * size + int(blocks[row, block].argmax())
+    zeroed = float((blocks[row, block] < step[row, block] / 2).sum() / (size - 1))
+    return Loud(int(row), channel, float(values[row, channel]), size, zeroed)

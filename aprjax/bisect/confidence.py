@@ -42,6 +42,27 @@ class Confidence:
         return {**asdict(self), "level": str(self.level)}
 
 
+def by_runs(before: float, *, heals: float | None, infects: float | None, of: str) -> Confidence:
+    """The confidence in a cause by real runs: it alone taken out of the model, and alone put into the reference.
+
+    Args:
+        before: the whole change.
+        heals: how much of it goes with the cause; None where the model could not be run without it.
+        infects: how much the reference takes on with it; None where it could not be run with it.
+        of: what changes, in words ("the margin").
+    """
+    parts = []
+    if heals is not None:
+        parts.append(f"without it {of} changes by {before - heals:+.3g} instead of {before:+.3g}")
+    if infects is not None:
+        parts.append(f"it alone changes the reference's by {infects:+.3g}")
+    if not parts:
+        return Confidence(Level.WEAK, "no real run could be made with it or without it")
+    # Half of the change in both directions: no other cause can then be as large in either.
+    most = all(abs(found) > abs(before) / 2 and found * before > 0 for found in (heals, infects) if found is not None)
+    return Confidence(Level.STRONG if most else Level.WEAK, "; ".join(parts))
+
+
 def by_residual(
     residual: float,
     floor: float,

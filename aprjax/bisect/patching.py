@@ -7,6 +7,8 @@ was put in, and costs only the layers behind it.
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +20,8 @@ from jaxtyping import Float
 from aprjax.bisect.lockstep import Runner, Values, WeightSource
 from aprjax.bisect.replay.layers import padded, require_comparable
 from aprjax.bisect.traced import Traced
-from aprjax.checkpoint.types import CheckpointError
+from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, require_runnable
 from aprjax.qwen2.model import bucket, embed_padded, precision_scope, run_head, run_norm
 from aprjax.qwen2.modules import DecoderLayer, PackedWeight, RMSNorm
@@ -98,6 +101,42 @@ class PatchedModel:
         arithmetic = self.runner.arithmetic
         with precision_scope(arithmetic):
             return np.asarray(run_norm(self.norm, jnp.asarray(hidden[self.rows]), arithmetic=arithmetic))
+
+    def under(self, arithmetic: Arithmetic) -> PatchedModel:
+        """The same weights, computed with by another arithmetic; what is spent counts here."""
+        other = copy.copy(self)
+        other.runner = replace(self.runner, arithmetic=arithmetic)
+        other.context = other.runner.context(len(self.embedded))
+        other.boundaries = []
+        return other
+
+    def exchanging(self, name: str, other: Checkpoint, weights: WeightSource) -> PatchedModel:
+        """The model with one tensor of another file; what is spent counts here. A tied head stays as it is.
+
+        Raises:
+            CheckpointError: the other file lacks the tensor, or has it in another shape.
+        """
+        theirs, mine = other.tensors.get(name), self.runner.checkpoint.tensors
+        tensors = {key: tensor for key, tensor in mine.items() if key != name}
+        if theirs is not None:
+            tensors[name] = theirs
+        elif name == "lm_head.weight":
+            tensors[name] = replace(head_tensor(other), name=name)
+        changed = copy.copy(self)
+        changed.runner = replace(self.runner, checkpoint=replace(self.runner.checkpoint, tensors=tensors))
+        require_runnable(changed.runner.checkpoint)
+        changed.boundaries = []
+        inside = re.match(r"model\.layers\.(\d+)\.", name)
+        if inside is not None:
+            changed.layers = list(self.layers)
+            changed.layers[int(inside[1])] = load_layer(changed.runner.checkpoint, int(inside[1]), weights)
+        elif name == "model.embed_tokens.weight":
+            changed.embedded = embed_padded(changed.runner.checkpoint, self.tokens)
+        elif name == "model.norm.weight":
+            changed.norm = load_norm(changed.runner.checkpoint, name)
+        else:
+            changed.head = weights(replace(head_tensor(changed.runner.checkpoint), name="lm_head.weight"))
+        return changed
 
     def counted(self, run: Callable[[], Any]) -> Any:
         """Whatever `run` gives, counted as one run."""

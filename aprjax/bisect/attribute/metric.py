@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from aprjax.qwen2.arithmetic import preset
+from aprjax.qwen2.model import precision_scope
+
 Kind = Literal["margin", "kl"]
 
 
@@ -39,6 +42,16 @@ class Metric:
         rows = jnp.arange(logits.shape[0])
         return jnp.mean(logits[rows, self.chosen] - logits[rows, self.rival])
 
+    def value(self, logits: Float[np.ndarray, "position vocab"]) -> float:
+        """The number of a side's logits, in the type that gradients are taken in."""
+        with precision_scope(preset(self.dtype)):
+            return float(self(jnp.asarray(logits.astype(self.dtype))))
+
+    @property
+    def dtype(self) -> str:
+        """float32 or float64."""
+        return str(self.log_p.dtype)
+
 
 def metric_between(kind: Kind, model: np.ndarray, ref: np.ndarray, dtype: str) -> Metric:
     """The metric for two sides' logits: the rival is the model's choice where it flips, else the reference's second."""
@@ -48,5 +61,6 @@ def metric_between(kind: Kind, model: np.ndarray, ref: np.ndarray, dtype: str) -
     second = others.argmax(axis=1)
     theirs = model.argmax(axis=1)
     rival = np.where(theirs == best, second, theirs)
-    log_p: Any = jax.nn.log_softmax(jnp.asarray(ref.astype(dtype)), axis=-1)
+    with precision_scope(preset(dtype)):
+        log_p: Any = jax.nn.log_softmax(jnp.asarray(ref.astype(dtype)), axis=-1)
     return Metric(kind, jnp.asarray(best), jnp.asarray(rival), log_p)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aprjax.bisect.attribute.report import AttributeReport
+from aprjax.bisect.attribute.report import AttributeReport, CauseShare
 from aprjax.bisect.locate.report import place
 from aprjax.bisect.report import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+# Causes shown; the JSON has all of them.
+_MOST_CAUSES = 6
 
 
 def render(report: AttributeReport, console: Console, *, top: int = 12) -> None:
@@ -46,16 +50,37 @@ def render(report: AttributeReport, console: Console, *, top: int = 12) -> None:
         if rest:
             table.add_row(f"{len(rest)} more", f"{sum(c.integrated for c in rest):+.3g}", "", "", "", "")
         console.print(table)
-    by_source: dict[str, float] = {}
-    for found in report.contributions:
-        by_source[found.source] = by_source.get(found.source, 0.0) + found.integrated
-    for source, share in by_source.items():
-        console.print(f"from the {escape(source)}: {share:+.4g}")
+    _causes(report, console)
     passes = report.passes
     console.print(f"[dim]{passes['forwards']} forward and {passes['backwards']} backward passes[/]")
     colour = {Verdict.AGREE: "green", Verdict.DIVERGENCE: "red"}.get(report.verdict, "magenta")
     console.print(f"[bold {colour}]{'MEASURED' if report.verdict is Verdict.AGREE else 'UNMEASURED'}[/]")
     console.print(f"  {escape(report.reason)}")
+
+
+def _causes(report: AttributeReport, console: Console) -> None:
+    """The shares added up by what makes them; of the largest also the sentence, the next step and the confidence."""
+    from rich.markup import escape
+
+    largest = max((abs(cause.integrated) for cause in report.causes), default=0.0)
+    for index, cause in enumerate(report.causes[:_MOST_CAUSES]):
+        checks = (("put into the reference", cause.infects), ("taken out of the model", cause.heals))
+        runs = [f"{words} {value:+.3g}" for words, value in checks if value is not None]
+        console.print(f"[bold]{cause.integrated:+.4g}[/] {escape(cause.name)}", highlight=False)
+        console.print(f"  [dim]{escape('; '.join([*runs, _places(cause)]))}[/]", highlight=False)
+        # A cause that makes a tenth of the largest has something to say for itself.
+        if index == 0 or abs(cause.integrated) >= largest / 10:
+            console.print(f"  {escape(cause.sentence)}", highlight=False)
+            console.print(f"  next: {escape(cause.next_step)}", highlight=False)
+            console.print(f"  [dim]{escape(cause.confidence.sentence())}[/]", highlight=False)
+    rest = report.causes[_MOST_CAUSES:]
+    if rest:
+        console.print(f"[dim]{sum(c.integrated for c in rest):+.4g} from {len(rest)} more (all are in the JSON)[/]")
+
+
+def _places(cause: CauseShare) -> str:
+    listed = ", ".join(f"{where} {share:+.3g}" for where, share in cause.places)
+    return f"most of it at {listed}" if len(cause.places) > 1 else f"at {listed}"
 
 
 def write_waterfall(report: AttributeReport, path: Path, *, top: int = 16) -> None:

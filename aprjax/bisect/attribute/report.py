@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from aprjax.bisect.confidence import Confidence
 from aprjax.bisect.report import PromptInfo, SidedFinding, SideInfo, Verdict
 from aprjax.qwen2.stages import Stage
 
@@ -25,8 +26,8 @@ class Contribution:
         first_order: the same from the gradient at the reference alone.
         positions: the token positions with the largest parts, (position, part).
         parts: the heads or channels with the largest parts, (name, part).
-        source: "file" where the two files differ in what the stage reads, "arithmetic" where they do not.
-        tensors: (name, part) of each tensor that the stage reads and that differs.
+        source: "file" where most of it comes from what the two files hold, else "arithmetic".
+        tensors: (name, part) of each tensor or config key that the stage reads and that differs.
         infects: the real change when the reference takes on this one error; None where it was not run.
         heals: the real change when the model is rid of this one error.
     """
@@ -48,6 +49,35 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class CauseShare:
+    """One thing in which the two sides differ, and what it adds to the change wherever it acts.
+
+    Attributes:
+        kind: "tensor", "config", "arithmetic" (a choice in which the two arithmetics differ), "rounding" (the same
+            choices, rounded otherwise) or "unknown" (a trace whose file is not at hand).
+        name: the tensor, the config key, or the choice in words.
+        sentence: what differs, in a sentence.
+        integrated, first_order: the sum of its shares over all stages, as for `Contribution`.
+        places: (place, share) of the stages where most of it arises.
+        infects: the real change when the reference, run as itself, takes this one thing from the model.
+        heals: the real change that goes when the model, run as itself, takes it from the reference.
+        next_step: what to do about it.
+        confidence: how sure the cause is, and what that rests on.
+    """
+
+    kind: str
+    name: str
+    sentence: str
+    integrated: float
+    first_order: float
+    places: tuple[tuple[str, float], ...]
+    infects: float | None
+    heals: float | None
+    next_step: str
+    confidence: Confidence
+
+
+@dataclass(frozen=True)
 class AttributeReport:
     """The answer of `bisect attribute`.
 
@@ -59,6 +89,7 @@ class AttributeReport:
         ref_value, model_value: of the two sides as they ran.
         steps: gradients along the path.
         contributions: of every (layer, stage) with an error, largest first.
+        causes: the same shares added up by what makes them, largest first.
         gap: what the contributions' sum misses of the real change, relative to it.
         first_order_gap: the same of the first-order estimates.
         reconstruction: how far the base network with a side's errors added is from that side, in the metric.
@@ -77,6 +108,7 @@ class AttributeReport:
     model_value: float
     steps: int
     contributions: tuple[Contribution, ...]
+    causes: tuple[CauseShare, ...]
     gap: float
     first_order_gap: float
     reconstruction: float
@@ -111,6 +143,7 @@ class AttributeReport:
             "first_order_gap": self.first_order_gap,
             "reconstruction": self.reconstruction,
             "contributions": [contribution.to_json() for contribution in self.contributions],
+            "causes": [asdict(cause) for cause in self.causes],
             "base": {"dtype": self.dtype, **self.passes},
             "sides": {name: asdict(side) for name, side in self.sides.items()},
             "prompt": {

@@ -1,0 +1,243 @@
+"""Shares added up by what makes them: a tensor, a config key, a choice of the arithmetic; checked by real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from aprjax.bisect.attribute.metric import Metric
+from aprjax.bisect.attribute.reads import differing_reads
+from aprjax.bisect.attribute.report import CauseShare
+from aprjax.bisect.attribute.shares import Key, Shares
+from aprjax.bisect.attribute.values import Source
+from aprjax.bisect.cause import MATMUL_STAGES, Accusation, of_key, of_tensor
+from aprjax.bisect.choices import Choice, loudest, matrices_of, told_apart
+from aprjax.bisect.confidence import Confidence, Level, by_runs
+from aprjax.bisect.files import FilesReport
+from aprjax.bisect.locate.report import place
+from aprjax.bisect.lockstep import Runner, WeightSource
+from aprjax.bisect.patching import PatchedModel
+from aprjax.bisect.traced import Side
+from aprjax.blocks import block_format
+from aprjax.checkpoint.types import CheckpointError, EncodedTensor, ModelConfig
+from aprjax.qwen2.kernels import activation_block
+from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
+
+# Places listed for a cause: where most of its share comes from.
+_PLACES = 3
+
+
+@dataclass
+class Group:
+    """One cause while its shares are added up.
+
+    Attributes:
+        kind: "tensor", "config", "arithmetic", "rounding" or "unknown".
+        names: of tensors and keys, or of choices.
+        choices: of an arithmetic.
+        integrated, first_order: the sums.
+        places: the share of each stage.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    choices: tuple[Choice, ...] = ()
+    integrated: float = 0.0
+    first_order: float = 0.0
+    places: dict[Key, float] = field(default_factory=dict)
+
+    def add(self, key: Key, integrated: float, first_order: float) -> None:
+        """Adds a stage's part."""
+        self.integrated += integrated
+        self.first_order += first_order
+        self.places[key] = self.places.get(key, 0.0) + integrated
+
+    def largest(self) -> list[Key]:
+        """The stages that make most of it."""
+        return sorted(self.places, key=lambda key: -abs(self.places[key]))
+
+
+def grouped(
+    integrated: Shares, first: Shares, sides: tuple[Side, Side], files: FilesReport | None, config: ModelConfig
+) -> list[Group]:
+    """Every share under its cause, the largest sum first. The sums add up to all shares."""
+    groups: dict[tuple[str, ...], Group] = {}
+
+    def of(kind: str, names: tuple[str, ...], choices: tuple[Choice, ...] = ()) -> Group:
+        return groups.setdefault((kind, *names), Group(kind, names, choices))
+
+    for key in integrated.by_position:
+        layer, stage = key
+        rest, first_rest = integrated.total(key), first.total(key)
+        if files is None:
+            of("unknown", ()).add(key, rest, first_rest)
+            continue
+        for name, columns in differing_reads(layer, stage, files, config):
+            share, estimate = integrated.from_file(key, columns), first.from_file(key, columns)
+            names = tuple(name.split(" and "))
+            of("tensor" if files.tensor(names[0]) is not None else "config", names).add(key, share, estimate)
+            rest, first_rest = rest - share, first_rest - estimate
+        if rest or first_rest:
+            choices = told_apart(layer, stage, *sides)
+            kind = "arithmetic" if choices else "rounding"
+            of(kind, tuple(choice.name for choice in choices), choices).add(key, rest, first_rest)
+    return sorted(groups.values(), key=lambda group: -abs(group.integrated))
+
+
+@dataclass
+class RealRuns:
+    """Both sides, run for real with a cause exchanged: not the base network with errors added.
+
+    Attributes:
+        sources: both sides, after they have run.
+        metric: what is looked at.
+        values: of both sides as they are.
+        weights: what is packed already.
+        files: the comparison of the files.
+    """
+
+    sources: Mapping[str, Source]
+    metric: Metric
+    values: Mapping[str, float]
+    weights: WeightSource
+    files: FilesReport | None
+
+    def heals(self, group: Group) -> float | None:
+        """How much of the change goes when the model takes this one thing from the reference."""
+        value = self._value("model", "ref", group)
+        return None if value is None else self.values["model"] - value
+
+    def infects(self, group: Group) -> float | None:
+        """How far the reference changes when it takes this one thing from the model."""
+        value = self._value("ref", "model", group)
+        return None if value is None else value - self.values["ref"]
+
+    def _value(self, which: str, other: str, group: Group) -> float | None:
+        """The metric of one side with the other's; None where it cannot be run so."""
+        mine, theirs = self.sources[which], self.sources[other].side
+        if mine.model is None or group.kind in ("rounding", "unknown"):
+            return None
+        try:
+            changed = self._changed(mine.model, theirs, group)
+        except CheckpointError:  # the other file lacks the tensor, or has it in another shape
+            return None
+        return None if changed is None else self.metric.value(changed.run())
+
+    def _changed(self, mine: PatchedModel, theirs: Side, group: Group) -> PatchedModel | None:
+        if group.kind == "arithmetic":
+            arithmetic = mine.runner.arithmetic
+            for choice in group.choices:
+                arithmetic = choice.put_into(arithmetic, theirs.arithmetic)
+            return None if arithmetic == mine.runner.arithmetic else mine.under(arithmetic)
+        other = theirs.checkpoint
+        if other is None:
+            return None
+        if group.kind == "tensor":
+            mine = mine.exchanging(group.names[0], other, self.weights)
+        keys = {name: getattr(other.config, name) for name in group.names[group.kind == "tensor" :]}
+        if not keys:
+            return mine
+        checkpoint = mine.runner.checkpoint
+        checkpoint = replace(checkpoint, config=replace(checkpoint.config, **keys))
+        return PatchedModel(Runner(checkpoint, mine.runner.arithmetic), mine.tokens, mine.rows, self.weights)
+
+
+def cause_shares(
+    groups: list[Group], runs: RealRuns, *, change: float, verify: int, progress: Callable[[str, int, int], None]
+) -> tuple[CauseShare, ...]:
+    """The groups in words, the largest `verify` of them checked by two real runs each."""
+    sides = runs.sources["model"].side, runs.sources["ref"].side
+    found = []
+    for index, group in enumerate(groups):
+        heals = infects = None
+        # What makes less than a hundredth of the change is not worth two runs.
+        if index < verify and abs(group.integrated) >= 0.01 * abs(change):
+            progress("real runs of the largest causes", index, verify)
+            heals, infects = runs.heals(group), runs.infects(group)
+        accused = _accused(group, sides, runs)
+        checked = heals is not None or infects is not None
+        confidence = accused.confidence
+        if group.kind == "arithmetic" and checked:
+            confidence = by_runs(change, heals=heals, infects=infects, of="the metric")
+        found.append(
+            CauseShare(
+                kind=group.kind,
+                name=_name(group, sides),
+                sentence=accused.cause,
+                integrated=group.integrated,
+                first_order=group.first_order,
+                places=tuple((place(*key), group.places[key]) for key in group.largest()[:_PLACES]),
+                infects=infects,
+                heals=heals,
+                next_step=accused.next_step,
+                confidence=confidence,
+            )
+        )
+    return tuple(found)
+
+
+def _matrices(group: Group, side: Side) -> tuple[EncodedTensor, ...]:
+    """The matrices at the stages of a group, those that make most of it first."""
+    return tuple(tensor for key in group.largest() for tensor in matrices_of(side.checkpoint, *key))
+
+
+def _name(group: Group, sides: tuple[Side, Side]) -> str:
+    if group.kind == "arithmetic":
+        model = sides[0]
+        return " and ".join(choice.words(model.arithmetic, _matrices(group, model)) for choice in group.choices)
+    return " and ".join(group.names) or group.kind
+
+
+def _accused(group: Group, sides: tuple[Side, Side], runs: RealRuns) -> Accusation:
+    model, ref = sides
+    if group.kind == "unknown":
+        return Accusation(
+            "the files are not both at hand",
+            "give the files, or put them back where the traces say that they were",
+            Confidence(Level.WEAK, "a file's part cannot be told from the arithmetic's"),
+        )
+    if group.kind == "rounding":
+        return Accusation(
+            "both sides do the same here and round differently",
+            "nothing is broken",
+            Confidence(Level.STRONG, "the files agree here, and so do the arithmetics' choices"),
+        )
+    if group.kind in ("tensor", "config") and runs.files is not None:
+        parts = [
+            of_key(name, runs.files) if (difference := runs.files.tensor(name)) is None else of_tensor(difference)
+            for name in group.names
+        ]
+        cause = "; ".join(part.cause for part in parts)
+        return Accusation(cause, "; ".join(part.next_step for part in parts), parts[0].confidence)
+    ours, theirs = (
+        " and ".join(choice.words(side.arithmetic, _matrices(group, side)) for choice in group.choices)
+        for side in sides
+    )
+    where = place(*group.largest()[0])
+    sentence = f"{ours} in the model ({model.arithmetic.name}), {theirs} in the reference ({ref.arithmetic.name})"
+    step = f"give both engines one choice here, {where} first: {theirs}, or {ours}"
+    loud = _loud(group, runs)
+    if loud:
+        sentence, step = f"{sentence}; at {where} {loud}", f"{step}; smaller blocks, or none, spare the neighbours"
+    return Accusation(sentence, step, Confidence(Level.WEAK, "by its share alone: no real run was made"))
+
+
+def _loud(group: Group, runs: RealRuns) -> str:
+    """The activation that suffers most, where quantizing activations makes the most of it."""
+    layer, stage = group.largest()[0]
+    source = runs.sources["model"]
+    matrices = matrices_of(source.side.checkpoint, layer, stage)
+    if group.choices[0].name != "activations" or layer == OUTSIDE or stage not in MATMUL_STAGES or not matrices:
+        return ""
+    block = activation_block(matrices[0].block_type, matrices[0].shape[-1], source.side.arithmetic)
+    if block is None:
+        return ""
+    fed = source.value(layer, Stage(STAGE_INPUTS[stage][0]))
+    found = None if fed is None else loudest(np.asarray(fed), block if isinstance(block, int) else _size(block))
+    return "" if found is None else found.sentence()
+
+
+def _size(block: str) -> int:
+    return block_format(block).block_size
