@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from aprjax.bisect.asked_pair import Question, asked_pair, open_sides_of
@@ -10,7 +9,7 @@ from aprjax.bisect.attribute.metric import Kind
 from aprjax.bisect.attribute.render import write_waterfall
 from aprjax.bisect.attribute.report import AttributeReport
 from aprjax.bisect.attribute.run import attribute
-from aprjax.checkpoint.atomic import atomic_file
+from aprjax.bisect.page import write_report as write_folder
 
 
 def attribute_sides(
@@ -43,13 +42,13 @@ def attribute_sides(
         )
 
 
-def write_report(report: AttributeReport, folder: Path) -> None:
-    """`attribute.json` and `waterfall.png`.
+def write_report(report: AttributeReport, folder: Path) -> Path:
+    """Writes `index.html`, `attribute.json` and `waterfall.png` into `folder`; returns the page's path.
 
     Raises:
-        OSError: the folder cannot be written.
+        CheckpointError: the folder cannot be made.
+        OSError: it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / "attribute.json") as stream:
-        stream.write((json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n").encode())
+    page = write_folder(report.to_json(), folder)
     write_waterfall(report, folder / "waterfall.png")
+    return page

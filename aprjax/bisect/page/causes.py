@@ -1,0 +1,395 @@
+"""Sections of causes: `files`, `locate`, `attribute`, `explain`, `check`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from aprjax.bisect.page.formats import number, percent, place, rounded, signed
+from aprjax.bisect.page.parts import Bar, Block, Row, Step, bars, columns, facts, paragraph, table, waterfall
+
+_TENSORS = 60
+# Bars of a waterfall: what a screen shows; the others are one bar.
+_STEPS = 16
+
+
+def files_blocks(report: Mapping[str, Any]) -> list[Block]:
+    """The parts of a `files` report."""
+    total, same, decoded = report["compared"], report["identical_bytes"], report["decoded"]
+    blocks = [
+        Block(
+            "", facts([("tensors", total), ("identical bytes", same), ("decoded on both sides", decoded)]), plain=True
+        )
+    ]
+    causes = report.get("causes") or []
+    if causes:
+        rows = [
+            [
+                c["id"] or "unexplained",
+                len(c["tensors"]),
+                c["sentence"],
+                "nothing" if c.get("residual") == 0 else number(c.get("residual")),
+                c.get("basis") or "",
+                confidence(c),
+                c.get("next_step") or "",
+            ]
+            for c in causes
+        ]
+        heads = columns("'explained by", "#tensors", "what happened", "#left", "measured on", "how sure", "next")
+        blocks.append(Block("What explains the difference", table(heads, rows, label="Causes"), plain=True))
+    config = report.get("config") or {}
+    if config:
+        rows = [[key, repr(pair["model"]), repr(pair["ref"])] for key, pair in config.items()]
+        blocks.append(
+            Block("Config keys that differ", table(columns("'key", "'model", "'ref"), rows, label="Config"), plain=True)
+        )
+    differing = [t for t in report["tensors"] if not t.get("same_values")]
+    if differing:
+        differing.sort(key=lambda t: -math.inf if t.get("rel_l2") is None else -t["rel_l2"])
+        rows = [
+            [
+                t["name"],
+                *(str(kind) for kind in t["block_types"]),
+                *(number(t.get(k)) for k in ("rel_l2", "cosine", "max_abs", "rows")),
+                t.get("explanation_id") or "nothing",
+                _excluded(t.get("excluded") or []),
+            ]
+            for t in differing[:_TENSORS]
+        ]
+        heads = columns(
+            "'tensor",
+            "'model",
+            "'ref",
+            "#rel L2",
+            "#cosine",
+            "#max |Δ|",
+            "#rows",
+            "'explained by",
+            "tried and excluded",
+        )
+        blocks.append(
+            Block("Tensors that differ in value", table(heads, rows, label="Tensors that differ"), plain=True)
+        )
+    types = sorted({kind for side in report["sides"].values() for kind in side.get("block_types") or {}})
+    if types:
+        sides = report["sides"]
+        rows = [[kind, *(_held(side["block_types"].get(kind)) for side in sides.values())] for kind in types]
+        blocks.append(Block("Block types", table(columns("'type", *sides), rows, label="Block types"), folded=True))
+    return blocks
+
+
+def _held(found: Any) -> str:
+    return f"{found[0]} tensors, {number(found[1] / 2**20)} MiB" if found else "none"
+
+
+def _excluded(found: list[Any]) -> str:
+    return "; ".join(f"{name} leaves {number(left, 2)}" for name, left in found[:3])
+
+
+def confidence(holder: Mapping[str, Any]) -> str:
+    """A confidence in words; "" where the report says none."""
+    found = holder.get("confidence")
+    if not isinstance(found, Mapping):
+        return str(found or "")
+    return f"{found.get('level')}: {found.get('basis')}" if found.get("basis") else str(found.get("level"))
+
+
+def locate_blocks(report: Mapping[str, Any]) -> list[Block]:
+    """The parts of a `locate` report."""
+    floor = report.get("floor")
+    blocks = [
+        Block(
+            "",
+            facts(
+                [
+                    ("drift of the logits", number(report.get("drift"))),
+                    ("noise explains", number(floor) if floor else "nothing: equal to the bit or not"),
+                    ("flips", report.get("flips")),
+                    *(
+                        (f"passes of the {side}", f"{number(p['passes'])} in {p['runs']} runs")
+                        for side, p in report["passes"].items()
+                    ),
+                ]
+            )
+            + paragraph(f"The floor: {report['floor_basis']}." if report.get("floor_basis") else ""),
+            plain=True,
+        )
+    ]
+    faults = report.get("faults") or []
+    if faults:
+        rows = [
+            [
+                place(f["layer"], f["stage"]),
+                number(f["before"]),
+                number(f["after"]),
+                percent(f.get("healed")),
+                number(f.get("infects")),
+                _parts(f.get("parts")),
+                f["cause"],
+                confidence(f),
+                f.get("next_step") or "",
+            ]
+            for f in faults
+        ]
+        heads = columns(
+            "place", "#drift before", "#after", "#healed", "#infects", "part of it", "cause", "how sure", "next"
+        )
+        blocks.append(Block("What causes the drift", table(heads, rows, label="Causes"), plain=True))
+    runs = report.get("runs") or []
+    if runs:
+        note = "Each run puts values of one side into the other; the bar is the drift that is left, on a logarithmic scale; the line is what noise explains."
+        blocks.append(Block("The search, run by run", _runs(runs, floor), note))
+    return blocks
+
+
+def _parts(parts: Mapping[str, Any] | None) -> str:
+    if not parts:
+        return "all of it"
+    healed = "" if parts.get("healed") is None else f"; alone they heal {percent(parts['healed'])}"
+    names = ", ".join(parts["names"][:6]) + (" …" if len(parts["names"]) > 6 else "")
+    shown = parts["positions"]
+    where = f"positions {', '.join(map(str, shown[:6]))}{' …' if len(shown) > 6 else ''}"
+    return f"{names} ({len(parts['names'])} of {parts['of']} {parts['kind']}), {where}{healed}"
+
+
+def _runs(runs: list[Mapping[str, Any]], floor: float | None) -> Any:
+    drifts = [run["drift"] for run in runs if run.get("drift")]
+    edges = [math.log10(value) for value in (*drifts, *([floor] if floor else []))]
+    low, high = (min(edges) - 0.3, max(edges)) if edges else (0.0, 1.0)
+    length = lambda value: 0.0 if not value else max(0.01, (math.log10(value) - low) / ((high - low) or 1.0))  # noqa: E731
+    found = []
+    for index, run in enumerate(runs, 1):
+        into_ref = run["side"] == "ref"
+        # The model's value put into the reference is to show the drift: there "healed" would be the surprise.
+        if into_ref:
+            sign, kind, word = ("→", "none", "infects") if not run["healed"] else ("○", "none", "does not infect")
+        else:
+            sign, kind, word = ("✓", "good", "healed") if run["healed"] else ("≠", "bad", "not healed")
+        drift = "not finite" if run.get("drift") is None else number(run["drift"], 3)
+        note = f"{word}; {run['side']} ran {run['layers']} layers" + (
+            "" if run["measured"] == "logits" else f", measured at {run['measured']}"
+        )
+        share = 1.0 if run.get("drift") is None else length(run["drift"])
+        found.append(
+            Bar(f"{index}. {run['question']}", drift, share, kind, sign, note, length(floor) if floor else None)
+        )
+    return bars(found, label="Runs of the search")
+
+
+def attribute_blocks(report: Mapping[str, Any]) -> list[Block]:
+    """The parts of an `attribute` report."""
+    metric, shares = report["metric"], report.get("contributions") or []
+    unit = "nats" if metric["kind"] == "kl" else "logits"
+    blocks = [
+        Block(
+            "",
+            facts(
+                [
+                    (metric["kind"], f"{number(metric['ref'])} → {number(metric['model'])} {unit}"),
+                    ("change", signed(metric["change"], 4)),
+                    ("shares miss", percent(report.get("gap"), 2)),
+                    ("first-order estimates miss", percent(report.get("first_order_gap"), 0)),
+                    ("gradients", report.get("steps")),
+                ]
+            ),
+            plain=True,
+        )
+    ]
+    if not shares:
+        return blocks
+    note = f"From the reference’s {metric['kind']} to the model’s, one bar for each stage’s own error, in {unit}."
+    blocks.append(Block("Waterfall", _waterfall(report, shares), note))
+    by_source: dict[str, float] = {}
+    for c in shares:
+        by_source[c["source"]] = by_source.get(c["source"], 0.0) + c["integrated"]
+    rows = [
+        [
+            place(c["layer"], c["stage"]),
+            c["source"],
+            *(signed(c.get(k)) for k in ("integrated", "first_order", "infects", "heals")),
+            "; ".join(f"{name} {signed(part, 2)}" for name, part in (c.get("parts") or [])[:2]),
+            "; ".join(f"{at} {signed(part, 2)}" for at, part in (c.get("positions") or [])[:3]),
+        ]
+        for c in shares
+    ]
+    heads = columns(
+        "place", "from the", "#share", "#first order", "#put in", "#taken out", "most of it", "at positions"
+    )
+    note = "; ".join(f"from the {source}: {signed(value, 4)}" for source, value in by_source.items())
+    note += (
+        ". “Put in” and “taken out” are real runs: the error alone put into the reference, and taken out of the model."
+    )
+    blocks.append(Block("Shares", table(heads, rows, label="Shares of the change", shown=_STEPS), note, plain=True))
+    return blocks
+
+
+def _waterfall(report: Mapping[str, Any], shares: list[Mapping[str, Any]]) -> Any:
+    metric = report["metric"]
+    steps = [Step("reference", metric["ref"], None, "", "end", number(metric["ref"]))]
+    level = metric["ref"]
+    for c in shares[:_STEPS]:
+        size = c["integrated"]
+        steps.append(
+            Step(place(c["layer"], c["stage"]), level, size, f"from the {c['source']}", _direction(size), signed(size))
+        )
+        level += size
+    rest = shares[_STEPS:]
+    if rest:
+        size = sum(c["integrated"] for c in rest)
+        steps.append(Step(f"{len(rest)} more stages", level, size, "", "rest", signed(size)))
+        level += size
+    gap = metric["model"] - level
+    steps.append(
+        Step("what the shares miss", level, gap, f"{percent(report.get('gap'), 2)} of the change", "gap", signed(gap))
+    )
+    steps.append(Step("model", metric["model"], None, "", "end", number(metric["model"])))
+    return waterfall(steps, label="The change, stage by stage")
+
+
+def _direction(size: float) -> str:
+    return "up" if size >= 0 else "down"
+
+
+def explain_blocks(report: Mapping[str, Any]) -> list[Block]:
+    """The parts of an `explain` report."""
+    blocks = []
+    counts = ", ".join(f"{count} {name}" for name, count in (report.get("counts") or {}).items() if count)
+    text = f"{report.get('tokens')} tokens, {report.get('arithmetic')} arithmetic" + (
+        f"; nodes: {counts}." if counts else "."
+    )
+    blocks.append(Block("", paragraph(text), plain=True))
+    identity = report.get("identity") or []
+    if identity:
+        rows = [
+            Row(
+                [f["id"], f["severity"], f["sentence"], confidence(f), f.get("next_step") or ""],
+                _severity(f["severity"]),
+            )
+            for f in identity
+        ]
+        heads = columns("'mistake", "severity", "what was found", "how sure", "next")
+        blocks.append(
+            Block("What the trace is, and is not", table(heads, rows, label="Identity of the trace"), plain=True)
+        )
+    found = report.get("explanations") or []
+    if found:
+        note = "The bar is what the explanation leaves of the difference, on a logarithmic scale from 1e-8; the line is what rounding explains."
+        blocks.append(Block("Explanations, in the order of their finding", _explanations(found), note))
+        blocks.append(Block("Their numbers", _explanation_table(found), plain=True))
+    left = report.get("unexplained") or []
+    if left:
+        rows = [
+            [
+                place(n["layer"], n["stage"]),
+                number(n.get("before")),
+                n.get("reason") or "",
+                "; ".join(f"{t['id']} leaves {number(t.get('residual'), 2)}" for t in (n.get("excluded") or [])[:4]),
+            ]
+            for n in left
+        ]
+        heads = columns("node", "#differs by", "what is wrong", "tried and excluded")
+        blocks.append(Block("What nothing explains", table(heads, rows, label="Unexplained nodes"), plain=True))
+    return blocks
+
+
+def _explanations(found: list[Mapping[str, Any]]) -> Any:
+    return bars(
+        [
+            Bar(
+                f"{index}. {e['sentence']}",
+                f"{number(e['before'], 2)} → {number(e['residual'], 2)}",
+                _log_share(e["residual"]),
+                "good" if e.get("complete", True) else "near",
+                "✓" if e.get("complete", True) else "≈",
+                confidence(e),
+                _log_share(e["tolerance"]),
+            )
+            for index, e in enumerate(found, 1)
+        ],
+        label="Explanations",
+    )
+
+
+def _log_share(value: Any) -> float:
+    """A relative difference on a scale from 1e-8 to 1."""
+    if not isinstance(value, int | float) or not value > 0:
+        return 0.0
+    return min(1.0, max(0.004, (math.log10(value) + 8) / 8))
+
+
+def _explanation_table(found: list[Mapping[str, Any]]) -> Any:
+    rows = [
+        [
+            e["id"],
+            e["kind"],
+            ", ".join(f"{key} {_parameter(value)}" for key, value in (e.get("parameters") or {}).items()),
+            ", ".join(e.get("stages") or []),
+            _few(e.get("layers") or []),
+            "; ".join(f"{r['id']} leaves {number(r.get('residual'), 2)}" for r in (e.get("rivals") or [])[:3]),
+            e.get("next_step") or "",
+        ]
+        for e in found
+    ]
+    return table(
+        columns("'hypothesis", "of the", "parameters", "stages", "layers", "nearest rivals", "next"),
+        rows,
+        label="Explanations in numbers",
+    )
+
+
+def _few(layers: list[int]) -> str:
+    if len(layers) > 3 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers[:8])) + (" …" if len(layers) > 8 else "")
+
+
+def _parameter(value: Any) -> str:
+    if isinstance(value, Mapping) and "value" in value:
+        error = value.get("error", value.get("standard_error"))
+        return number(value["value"]) + (f" ± {number(error, 2)}" if error is not None else "")
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _severity(severity: str) -> str:
+    return {"error": "bad", "warning": "near"}.get(severity, "")
+
+
+def check_blocks(report: Mapping[str, Any]) -> list[Block]:
+    """The parts of a `check` report: a table for each contract."""
+    outcomes = report["outcomes"]
+    versions = {c["id"]: f"version {c['version']}, {c['status'] or 'no status'}" for c in report.get("contracts") or []}
+    numbers = [(name, report.get(name)) for name in ("passed", "failed", "unmeasured")]
+    blocks = [Block("", facts(numbers) + paragraph("What is unmeasured is never counted as passed."), plain=True)]
+    heads = columns("?status", "'test", "rule", "why", "bound", "where the bound comes from", "measured")
+    order = {"fail": 0, "unmeasured": 1, "pass": 2}
+    for contract in dict.fromkeys(o["contract_id"] for o in outcomes):
+        own = sorted((o for o in outcomes if o["contract_id"] == contract), key=lambda o: order.get(o["status"], 1))
+        rows = [
+            Row(
+                [
+                    o["status"],
+                    o["test_id"],
+                    o.get("rule") or "",
+                    o["reason"],
+                    o.get("threshold") or "",
+                    o.get("basis") or "",
+                    ", ".join(f"{key} {_measured(value)}" for key, value in (o.get("measured") or {}).items()),
+                ],
+                {"fail": "bad"}.get(o["status"], ""),
+            )
+            for o in own
+        ]
+        blocks.append(
+            Block(contract, table(heads, rows, label=f"Tests of {contract}"), versions.get(contract, ""), plain=True)
+        )
+    artifacts = sorted({name for o in outcomes for name in o.get("artifacts") or []})
+    if artifacts:
+        blocks.append(
+            Block("Raw outputs", paragraph("; ".join(artifacts)), "Files of the evidence folder.", folded=True)
+        )
+    return blocks
+
+
+def _measured(value: Any) -> str:
+    return number(rounded(value)) if isinstance(value, float) else str(value)
