@@ -19,6 +19,7 @@ from aprjax import cli_chatml
 from aprjax import cli_run
 from aprjax import cli_generate
 from aprjax import cli_margins
+from aprjax import cli_report
 from aprjax import cli_evidence
 
 # isort: on
@@ -36,6 +37,7 @@ COMMANDS = (
     cli_run,
     cli_generate,
     cli_margins,
+    cli_report,
     cli_evidence,
 )
 
