@@ -1,9 +1,13 @@
 """Reading APRT folders, as `apr trace --save-tensor` writes them (apr-cli-trace-save-tensor-v1).
 
-A file is `layer-<N>/<stage>.bin`, or `<stage>.bin` for the stages outside the layers: b"APRT", the layer
-(u32, 0xFFFFFFFF outside), the number of elements (u32), then float32, all little-endian. Neither shape
-nor positions, tokens, model or capture point are in it, so aprjax writes a sidecar, `_aprjax.json`, and
-compares without one only what a given model and prompt leave no doubt about.
+A file is `layer-<N>/<stage>.bin`, or `<stage>.bin` for final_norm and lm_head: b"APRT", the layer (u32,
+0xFFFFFFFF outside), the number of elements (u32), then float32, all little-endian. The embedding lies in
+a layer's folder, too: upstream counts it among the stages of a layer. Neither shape nor positions, tokens,
+model or capture point are in it, so aprjax writes a sidecar, `_aprjax.json`, and compares without one only
+what a given model and prompt leave no doubt about.
+
+Scores and probabilities lie head by head, `[head, query, key]`; all else position by position. Upstream's
+oracle script has post-rope queries and keys head by head as well, which its `_PROVENANCE.txt` gives away.
 """
 
 from __future__ import annotations
@@ -21,19 +25,21 @@ import numpy as np
 
 from aprjax.checkpoint.types import CheckpointError, ModelConfig
 from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.trace.provenance import NAME as PROVENANCE
+from aprjax.trace.provenance import parse_provenance, read_provenance
 from aprjax.trace.trace import TraceInfo, check_capture_points, in_order, parse_info
 
 SIDECAR = "_aprjax.json"
-PROVENANCE = "_PROVENANCE.txt"
 SCHEMA = "aprjax.aprt/1"
 MAGIC = b"APRT"
 HEADER = struct.Struct("<4sII")
 WHOLE_MODEL = 0xFFFFFFFF
 _OUTSIDE_STAGES = (Stage.EMBEDDING, Stage.FINAL_NORM, Stage.LM_HEAD)
 HEAD_STAGES = (Stage.FINAL_NORM, Stage.LM_HEAD)
+ATTENTION_MAPS = (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX)
+_BY_HEADS = (Stage.Q_POST_ROPE, Stage.K_POST_ROPE, *ATTENTION_MAPS)
 _ALIASES = {"layer_output": Stage.POST_FFN_RESIDUAL}
-# A provenance is a page of text and a sidecar some hundred entries: more is some other file.
-_MOST_PROVENANCE = 1 << 16
+# A sidecar has some hundred entries: more is some other file.
 _MOST_SIDECAR = 1 << 26
 _FIX = "write the folder again with `python -m aprjax trace SIDE --save DIR`"
 
@@ -76,14 +82,14 @@ class AprtTrace:
         """One value, `float32[position, width]`; KeyError where it is not there or not vouched for."""
         entry = self.entries[key]
         path = self.folder / entry.file
-        values = _read(path, key[0])
+        values = read_stage_file(path, header_layer(entry.file))
         if entry.sha256 is not None and _digest(path) != entry.sha256:
             raise CheckpointError(f"the file is not the one that {SIDECAR} vouches for", file=path, fix=_FIX)
         if values.size != entry.shape[0] * entry.shape[1]:
             raise CheckpointError(
                 f"expected {entry.shape[0]} x {entry.shape[1]} elements, found {values.size}", file=path, fix=_FIX
             )
-        return values.reshape(entry.shape)[list(entry.rows)]
+        return by_position(values, entry.shape, entry.heads)[list(entry.rows)]
 
     def __iter__(self) -> Iterator[tuple[int, Stage]]:
         return iter(self.entries)
@@ -99,6 +105,8 @@ class _Entry:
     positions: tuple[int, ...]
     sha256: str | None
     rows: tuple[int, ...] = ()
+    # How many heads lie one after the other; None where the file goes by positions.
+    heads: int | None = None
 
 
 def open_aprt(folder: str | Path, *, config: ModelConfig | None = None, tokens: list[int] | None = None) -> AprtTrace:
@@ -107,7 +115,7 @@ def open_aprt(folder: str | Path, *, config: ModelConfig | None = None, tokens: 
     Args:
         folder: the folder.
         config: of the model that was run; needed where there is no sidecar.
-        tokens: what it was fed; needed where there is no sidecar.
+        tokens: what it was fed; needed where neither a sidecar nor a provenance says so.
 
     Raises:
         CheckpointError: a file is damaged, the sidecar contradicts the files, or there is no sidecar and
@@ -117,13 +125,21 @@ def open_aprt(folder: str | Path, *, config: ModelConfig | None = None, tokens: 
     found = _files(folder)
     if (folder / SIDECAR).is_file():
         return _with_sidecar(folder, found)
-    if config is None or tokens is None:
+    told = parse_provenance(read_provenance(folder))
+    if tokens is not None and told.tokens is not None and tuple(tokens) != told.tokens:
+        raise CheckpointError(
+            f"{PROVENANCE} says that the tokens {list(told.tokens)} were fed, and {tokens} are given",
+            file=folder,
+            fix="leave the tokens out",
+        )
+    known = told.tokens if tokens is None else tuple(tokens)
+    if config is None or known is None:
         raise CheckpointError(
             f"the folder has no {SIDECAR}: APRT files say neither their tokens nor their shapes and positions",
             file=folder,
             fix="vouch for them: `python -m aprjax trace DIR --file CHECKPOINT --tokens IDS --save FILE.safetensors`",
         )
-    return _without_sidecar(folder, found, config, tokens)
+    return _without_sidecar(folder, found, config, known, by_heads=told.by_heads)
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,7 @@ class RawFiles(Mapping[tuple[int, Stage], np.ndarray]):
     files: Mapping[tuple[int, Stage], str]
 
     def __getitem__(self, key: tuple[int, Stage]) -> np.ndarray:
-        return _read(self.folder / self.files[key], key[0])
+        return read_stage_file(self.folder / self.files[key], header_layer(self.files[key]))
 
     def __iter__(self) -> Iterator[tuple[int, Stage]]:
         return iter(in_order(self.files))
@@ -175,22 +191,40 @@ def _files(folder: Path) -> dict[tuple[int, Stage], tuple[str, int]]:
         match = re.fullmatch(r"layer-(0|[1-9]\d{0,5})", path.parent.name) if path.parent != folder else None
         layer = OUTSIDE if path.parent == folder else int(match[1]) if match else None
         stage = _stage_names().get(path.stem)
+        if stage is Stage.EMBEDDING and layer is not None:
+            # Upstream writes it into a layer's folder; aprjax did not, at first.
+            layer = OUTSIDE
         if stage is None or layer is None or (layer == OUTSIDE) != (stage in _OUTSIDE_STAGES):
             raise CheckpointError(
                 f"expected one of the 20 stages at its place, found {path.relative_to(folder).as_posix()}",
                 file=path,
-                fix="a stage of a layer lies in layer-<N>/; embedding, final_norm and lm_head beside those folders",
+                fix="a stage of a layer lies in layer-<N>/; final_norm and lm_head beside those folders",
             )
-        if (layer, stage) in found and path.stem in _ALIASES:
+        file = path.relative_to(folder).as_posix()
+        count = _read_header(path, header_layer(file))
+        if (layer, stage) in found and (path.stem in _ALIASES or stage is Stage.EMBEDDING):
             continue
-        found[layer, stage] = path.relative_to(folder).as_posix(), _read_header(path, layer)
+        found[layer, stage] = file, count
     if not found:
         raise CheckpointError("no APRT file lies in this folder", file=folder, fix="give the folder that was written")
     return found
 
 
-def _read_header(path: Path, layer: int) -> int:
-    """The number of elements.
+def header_layer(file: str) -> int:
+    """The layer that a file's header must name, from its path in the folder."""
+    folder, _, _ = file.rpartition("/")
+    return int(folder.removeprefix("layer-")) if folder else WHOLE_MODEL
+
+
+def by_position(values: np.ndarray, shape: tuple[int, int], heads: int | None) -> np.ndarray:
+    """Values as they lie in a file, as `[position, width]`."""
+    if heads is None:
+        return values.reshape(shape)
+    return values.reshape(heads, shape[0], -1).transpose(1, 0, 2).reshape(shape)
+
+
+def _read_header(path: Path, wanted: int) -> int:
+    """The number of elements; `wanted` is the layer that must be named.
 
     Raises:
         CheckpointError: the header or the size is not what it should be.
@@ -204,7 +238,6 @@ def _read_header(path: Path, layer: int) -> int:
     if len(head) < HEADER.size or head[:4] != MAGIC:
         raise CheckpointError(f"expected the magic {MAGIC!r}, found {head[:4]!r}", file=path, offset=0, fix=_FIX)
     _, told, count = HEADER.unpack(head)
-    wanted = WHOLE_MODEL if layer == OUTSIDE else layer
     if told != wanted:
         raise CheckpointError(f"expected layer {wanted} from the path, found {told}", file=path, offset=4, fix=_FIX)
     if size != HEADER.size + 4 * count:
@@ -217,7 +250,12 @@ def _read_header(path: Path, layer: int) -> int:
     return count
 
 
-def _read(path: Path, layer: int) -> np.ndarray:
+def read_stage_file(path: Path, layer: int) -> np.ndarray:
+    """The values of a file whose header names this layer, `float32[element]`.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another layer.
+    """
     count = _read_header(path, layer)
     values = np.fromfile(path, "<f4", count, offset=HEADER.size)
     if values.size != count:
@@ -272,24 +310,36 @@ def _vouched(
     digest = entry["sha256"]
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"{label} has no SHA-256")
-    return _Entry(file, (rows, width), positions, digest)
+    heads = entry.get("heads")
+    if heads is not None and (type(heads) is not int or heads < 1 or width % heads):
+        raise ValueError(f"{label} has {heads!r:.40} heads, which do not share a width of {width}")
+    return _Entry(file, (rows, width), positions, digest, heads=heads)
 
 
 def _without_sidecar(
-    folder: Path, found: Mapping[tuple[int, Stage], tuple[str, int]], config: ModelConfig, tokens: list[int]
+    folder: Path,
+    found: Mapping[tuple[int, Stage], tuple[str, int]],
+    config: ModelConfig,
+    tokens: tuple[int, ...],
+    *,
+    by_heads: bool,
 ) -> AprtTrace:
     everyone = tuple(range(len(tokens)))
-    info = TraceInfo(str(folder), "", "aprt", "unknown", tuple(tokens), everyone, everyone)
+    info = TraceInfo(str(folder), "", "aprt", "unknown", tokens, everyone, everyone)
     entries: dict[tuple[int, Stage], _Entry] = {}
     unvouched: dict[str, str] = {}
     for key, (file, count) in found.items():
         width = _width(config, key[1])
+        heads = None
+        if by_heads and key[1] in _BY_HEADS:
+            heads = config.num_kv_heads if key[1] is Stage.K_POST_ROPE else config.num_heads
+            width = heads * len(tokens) if key[1] in ATTENTION_MAPS else width
         if key[0] >= config.num_layers:
             unvouched[file] = f"the model has {config.num_layers} layers"
         elif width is None:
             unvouched[file] = "the order of heads and positions is not said"
         elif count == width * len(tokens):
-            entries[key] = _Entry(file, (len(tokens), width), everyone, None)
+            entries[key] = _Entry(file, (len(tokens), width), everyone, None, heads=heads)
         elif count == width and key[1] in HEAD_STAGES:
             # Upstream runs the head for the last token only.
             entries[key] = _Entry(file, (1, width), everyone[-1:], None)
@@ -324,14 +374,6 @@ def _assemble(
         entry = entries[key]
         wanted = common if key[1] in HEAD_STAGES else entry.positions
         kept[key] = replace(entry, rows=tuple(entry.positions.index(position) for position in wanted))
-    provenance = _provenance(folder)
+    provenance = read_provenance(folder)
     engine = {**info.engine, **({"provenance": provenance} if provenance else {})}
     return AprtTrace(folder, replace(info, head_positions=common, engine=engine), kept, dict(unvouched))
-
-
-def _provenance(folder: Path) -> str:
-    try:
-        with (folder / PROVENANCE).open("rb") as stream:
-            return stream.read(_MOST_PROVENANCE).decode("utf-8", "replace")
-    except OSError:
-        return ""

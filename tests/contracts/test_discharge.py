@@ -1,4 +1,4 @@
-"""`--discharge` moves statuses by evidence that holds, changes nothing else in the file, and refuses with the reason."""
+"""`--discharge` moves statuses by evidence that holds, changes nothing else, and refuses with the reason."""
 
 from __future__ import annotations
 

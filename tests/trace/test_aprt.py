@@ -66,7 +66,8 @@ def upstream_folder(folder: Path, *, head_rows: int = 1) -> dict[tuple[int, Stag
 def test_the_bytes_are_those_of_the_format(folder: Path) -> None:
     trace = sample()
     assert (folder / "layer-1" / "ffn_gate.bin").read_bytes() == aprt_bytes(1, trace[1, Stage.FFN_GATE])
-    assert (folder / "embedding.bin").read_bytes() == aprt_bytes(-1, trace[OUTSIDE, Stage.EMBEDDING])
+    # Upstream counts the embedding among the stages of a layer.
+    assert (folder / "layer-0" / "embedding.bin").read_bytes() == aprt_bytes(0, trace[OUTSIDE, Stage.EMBEDDING])
     # Upstream keeps the last token's logits only.
     assert (folder / "lm_head.bin").read_bytes() == aprt_bytes(-1, trace[OUTSIDE, Stage.LM_HEAD][-1:])
     assert len(list(folder.rglob("*.bin"))) == 2 * len(LAYER_STAGES) + 3
@@ -82,8 +83,8 @@ def test_every_bit_comes_back(folder: Path) -> None:
     provenance = trace.info.engine["provenance"]
     told = replace(trace.info, engine={k: v for k, v in trace.info.engine.items() if k != "provenance"})
     assert told == replace(sample().info, head_positions=LAST)
-    assert "tokens: 3,1,4,1,5\n" in provenance
-    assert "model: model.gguf\n" in provenance
+    assert "tokens:                [3, 1, 4, 1, 5]\n" in provenance
+    assert "model:                 model.gguf\n" in provenance
 
 
 def test_a_second_trip_changes_nothing_and_keeps_the_provenance(folder: Path, tmp_path: Path) -> None:
@@ -184,9 +185,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a layer that is the whole model": (lambda d: _replaced(d / "layer-1/ffn_up.bin", 4, b"\xff" * 4), "layer 1"),
     "more elements than bytes": (lambda d: _replaced(d / "layer-1/ffn_up.bin", 8, b"\xff" * 4), "the file has"),
     "cut off": (lambda d: (d / "layer-1/ffn_up.bin").write_bytes(b"APRT"), "magic"),
-    "empty": (lambda d: (d / "embedding.bin").write_bytes(b""), "magic"),
-    "an unknown stage": (lambda d: shutil.copy(d / "embedding.bin", d / "embeddings.bin"), "20 stages"),
-    "a stage at the wrong place": (lambda d: shutil.copy(d / "embedding.bin", d / "layer-1"), "20 stages"),
+    "empty": (lambda d: (d / "layer-0/embedding.bin").write_bytes(b""), "magic"),
+    "an unknown stage": (lambda d: shutil.copy(d / "lm_head.bin", d / "logits.bin"), "20 stages"),
+    "a stage at the wrong place": (lambda d: shutil.copy(d / "lm_head.bin", d / "layer-1"), "20 stages"),
     "a layer without a number": (lambda d: (d / "layer-1").rename(d / "layer-one"), "20 stages"),
     "a missing file": (lambda d: (d / "layer-1/ffn_up.bin").unlink(), "its file is missing"),
     "no sidecar": (lambda d: (d / "_aprjax.json").unlink(), "has no _aprjax.json"),
@@ -265,13 +266,13 @@ def read(folder: Path, key: tuple[int, Stage]) -> tuple[np.ndarray | None, str |
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(["embedding.bin", "layer-1/ffn_up.bin"]), damage=damages(header=40, size=172))
+@given(name=st.sampled_from(["layer-0/embedding.bin", "layer-1/ffn_up.bin"]), damage=damages(header=40, size=172))
 def test_any_damage_to_a_value_is_seen(folder: Path, name: str, damage: Damage) -> None:
     path = folder / name
     before = path.read_bytes()
     after = damage(before)
     path.write_bytes(after)
-    key = (OUTSIDE, Stage.EMBEDDING) if name == "embedding.bin" else (1, Stage.FFN_UP)
+    key = (OUTSIDE, Stage.EMBEDDING) if "embedding" in name else (1, Stage.FFN_UP)
     value, error = read(folder, key)
     path.write_bytes(before)
     if value is None:

@@ -1,4 +1,4 @@
-"""`--discharge`: a contract's statuses moved along their lifecycle by evidence that holds; the reason where it does not.
+"""`--discharge`: a contract's statuses moved along their lifecycle by evidence that holds, or the reason why not.
 
 Nothing moves unless the folder is accepted, is about this contract, and about what the contract demands today
 (`rule_sha256`). A status only moves forward. The file's text changes where a status or a reference to evidence stands,

@@ -178,10 +178,10 @@ def _spliced(text: str, start: int, end: int, new: str) -> str:
 
 def _put(data: Any, path: Path, value: Any) -> None:
     holder: Any = _get(data, path[:-1])
-    if isinstance(holder, list) and path[-1] == len(holder):
+    if path[-1] == len(holder):
         holder.append(value)
-        return
-    holder[path[-1]] = value
+    else:
+        holder[path[-1]] = value
 
 
 def _get(data: Any, path: Path) -> Any:
