@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +31,9 @@ from aprjax.cli_options import (
     token_ids,
 )
 from aprjax.console import show
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @command
@@ -104,5 +107,14 @@ def trace(
         summary = make_trace(side, **asked, arithmetic=arithmetic, file=file, target=save)
     except NoTokens as error:
         raise typer.BadParameter(str(error)) from None
-    show(lambda console: render(summary, console), summary, json_out)
+    from aprjax.bisect.explain.identity_doubts import folder_doubts, print_identity
+
+    identity = folder_doubts(side, file, token_ids(tokens))
+    summary["identity"] = [finding.to_json() for finding in identity]
+
+    def print_all(console: Console) -> None:
+        render(summary, console)
+        print_identity(identity, console)
+
+    show(print_all, summary, json_out)
     return 0

@@ -153,7 +153,7 @@ def _of_values(
     layers = checkpoint.config.num_layers
     top = 1 + max((layer for layer, _ in dump.keys), default=-1)
     # One more layer: a value may be labelled by the layer before its own.
-    end = layers if any(s in HEAD_STAGES for _, s in dump.keys) else min(layers, top + 1)
+    end = layers if any(s in HEAD_STAGES for _, s in dump.keys) else min(layers, top + 1) if top else 0
     read = _read(dump, checkpoint, run, arithmetic, layers=end, progress=progress)
     yield from reading_findings(read.readings, read.spreads, count=len(run), layers=layers)
     half = half_finding({key: read.halves[key] for key in execution_order(read.halves)}, len(dump.keys))

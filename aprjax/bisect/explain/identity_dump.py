@@ -15,7 +15,8 @@ from aprjax.bisect.replay.layers import BY_KEY, stage_widths
 from aprjax.checkpoint.types import Checkpoint, ModelConfig
 from aprjax.qwen2.stages import Stage
 from aprjax.trace import AnyTrace
-from aprjax.trace.aprt import HEAD_STAGES, AprtTrace, raw_files
+from aprjax.trace.aprt import ATTENTION_MAPS, HEAD_STAGES, AprtTrace, raw_files
+from aprjax.trace.provenance import parse_provenance, read_provenance
 
 Key = tuple[int, Stage]
 
@@ -31,6 +32,7 @@ class Dump:
         tokens: what was fed, as claimed; None where nobody says.
         positions: of the rows of every stage up to the last residual, where a sidecar or a trace vouches for them.
         head_positions: the same of final_norm and lm_head.
+        by_heads: stages whose numbers lie head by head, as the format has it.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Dump:
     tokens: tuple[int, ...] | None
     positions: tuple[int, ...] | None = None
     head_positions: tuple[int, ...] | None = None
+    by_heads: frozenset[Stage] = frozenset()
 
     def flat(self, key: Key) -> np.ndarray:
         """A stage's numbers in a row, `float32[elements]`."""
@@ -67,13 +70,18 @@ def dump_of(trace: AnyTrace | str | Path, tokens: tuple[int, ...] | None) -> Dum
         CheckpointError: the folder is damaged.
     """
     if isinstance(trace, str | Path):
-        files = raw_files(trace)
-        return Dump(str(trace), files, tuple(files), tokens)
+        return _of_folder(Path(trace), tokens)
     info = trace.info
     if isinstance(trace, AprtTrace) and not trace.vouched:
-        files = raw_files(trace.folder)
-        return Dump(str(trace.folder), files, tuple(files), tokens or info.tokens)
+        return _of_folder(trace.folder, tokens or info.tokens)
     return Dump(info.path, trace, tuple(trace), tokens or info.tokens, info.positions, info.head_positions)
+
+
+def _of_folder(folder: Path, tokens: tuple[int, ...] | None) -> Dump:
+    files = raw_files(folder)
+    said = parse_provenance(read_provenance(folder))
+    by_heads = {*ATTENTION_MAPS, *((Stage.Q_POST_ROPE, Stage.K_POST_ROPE) if said.by_heads else ())}
+    return Dump(str(folder), files, tuple(files), tokens or said.tokens, by_heads=frozenset(by_heads))
 
 
 def layer_widths(config: ModelConfig) -> dict[Stage, int]:

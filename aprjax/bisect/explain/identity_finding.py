@@ -9,7 +9,7 @@ from typing import Any
 from aprjax.bisect.confidence import Confidence
 from aprjax.bisect.report import SidedFinding
 from aprjax.checkpoint.types import Severity
-from aprjax.qwen2.stages import Stage
+from aprjax.qwen2.stages import LAYER_STAGES, Stage
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,16 @@ def places_in_words(keys: list[tuple[int, Stage]]) -> str:
     by_stage: dict[Stage, list[int]] = {}
     for layer, stage in keys:
         by_stage.setdefault(stage, []).append(layer)
-    same: dict[str, list[str]] = {}
+    same: dict[str, list[Stage]] = {}
     for stage in (s for s in Stage if s in by_stage):
-        same.setdefault(layers_in_words(sorted(by_stage[stage])), []).append(str(stage))
-    return "; ".join(f"{', '.join(stages)}{f' of {where}' if where else ''}" for where, stages in same.items())
+        same.setdefault(layers_in_words(sorted(by_stage[stage])), []).append(stage)
+    return "; ".join(f"{_stages(stages)}{f' of {where}' if where else ''}" for where, stages in same.items())
+
+
+def _stages(stages: list[Stage]) -> str:
+    if len(stages) == len(LAYER_STAGES) and set(stages) == set(LAYER_STAGES):
+        return "every stage"
+    return ", ".join(map(str, stages))
 
 
 def layers_in_words(layers: list[int]) -> str:

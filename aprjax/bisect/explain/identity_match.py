@@ -33,7 +33,7 @@ class Reading:
     Attributes:
         key: its label.
         point: the place in the graph that it equals.
-        rows: the positions of its rows; None: one row that is the mean over all positions.
+        rows: the positions of its rows; empty: one row that is the mean over all positions.
         layout: how its numbers lie, in words; empty for the plain order.
         distance: relative L2 from that, of the row that is farthest.
         claimed: the same from what the label says; infinite where the sizes exclude it.
@@ -85,6 +85,9 @@ def read_value(
         return None
     width = expected.shape[1]
     flat, padding = _without_padding(flat, width, count)
+    raw = flat
+    if key[1] in dump.by_heads:
+        flat = _by_position(flat, key[1], width, count, config)
     claimed_rows = dump.claimed_rows(key, flat.size, width)
     claimed = Reading(key, label, claimed_rows, "", np.inf, np.inf, claimed_rows, padding)
     if flat.size % width == 0:
@@ -99,10 +102,12 @@ def read_value(
     if claimed.distance <= CLOSE / CLEARLY and not _may_hide(key[1]):
         return claimed
     if key[1] in BY_KEY:
-        flat = np.where(flat <= _HIDDEN, np.float32(0), flat)
+        flat, raw = (np.where(numbers <= _HIDDEN, np.float32(0), numbers) for numbers in (flat, raw))
     if not np.isfinite(flat).all():
         return None
-    for reading in _others(key, flat, points, config, count):
+    orders = layouts(raw, key[1], count, config, by_heads=key[1] in dump.by_heads) if raw.size == width * count else ()
+    arranged = [(words, value) for words, value in orders if words]
+    for reading in _others(key, flat, arranged, points, config):
         if reading.distance < best.distance:
             best = replace(reading, claimed=claimed.distance, claimed_rows=claimed_rows, padding=padding)
     nearer = best.distance <= CLOSE and best.distance * CLEARLY <= claimed.distance
@@ -134,8 +139,20 @@ def _visible(stage: Stage, value: np.ndarray, rows: tuple[int, ...] | None, head
     return np.where(hidden, np.float32(0), grid).reshape(value.shape), empty and stage is Stage.ATTN_SCORES
 
 
+def _by_position(flat: np.ndarray, stage: Stage, width: int, count: int, config: ModelConfig) -> np.ndarray:
+    """Numbers that lie head by head, position by position."""
+    heads = config.num_kv_heads if stage is Stage.K_POST_ROPE else config.num_heads
+    if flat.size != width * count:
+        return flat
+    return flat.reshape(heads, count, -1).transpose(1, 0, 2).reshape(-1)
+
+
 def _others(
-    key: Key, flat: np.ndarray, points: Mapping[Point, np.ndarray], config: ModelConfig, count: int
+    key: Key,
+    flat: np.ndarray,
+    arranged: list[tuple[str, np.ndarray]],
+    points: Mapping[Point, np.ndarray],
+    config: ModelConfig,
 ) -> Iterator[Reading]:
     """Every other reading: its point, then its rows, then its order."""
     stage = key[1]
@@ -145,12 +162,10 @@ def _others(
             continue
         rows = flat.reshape(-1, width)
         yield from _by_rows(key, point, rows, value, config)
-        if len(rows) != count:
-            continue
-        for words, arranged in layouts(flat, stage, count, config):
-            if words and arranged.shape == value.shape:
-                everyone = tuple(range(count))
-                seen, _ = _visible(stage, arranged, everyone, config.num_heads)
+        for words, numbers in arranged:
+            if numbers.shape == value.shape:
+                everyone = tuple(range(len(value)))
+                seen, _ = _visible(stage, numbers, everyone, config.num_heads)
                 wanted, _ = _visible(point.stage, value, everyone, config.num_heads)
                 distance = float(row_distances(seen, wanted).max())
                 yield Reading(key, point, everyone, words, distance, np.inf, None)
@@ -176,7 +191,7 @@ def _by_rows(key: Key, point: Point, found: np.ndarray, value: np.ndarray, confi
     yield Reading(key, point, rows, "", distance, np.inf, None)
     if len(found) == 1 and count > 1:
         mean = value.mean(axis=0, dtype=np.float64)[None]
-        yield Reading(key, point, None, "", float(row_distances(found, mean).max()), np.inf, None)
+        yield Reading(key, point, (), "", float(row_distances(found, mean).max()), np.inf, None)
 
 
 def nearest_rows(found: np.ndarray, value: np.ndarray) -> tuple[tuple[int, ...], float]:

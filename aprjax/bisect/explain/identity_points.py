@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aprjax.bisect.lockstep import Runner, Values
+from aprjax.bisect.replay.layers import BY_KEY
 from aprjax.checkpoint.types import Checkpoint, ModelConfig
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
@@ -95,15 +96,29 @@ _NORMS = {
 }
 
 
-def layouts(flat: np.ndarray, stage: Stage, count: int, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """The orders in which a stage's numbers may lie, as `[position, width]`; the plain one comes first, without words.
+def layouts(
+    flat: np.ndarray, stage: Stage, count: int, config: ModelConfig, *, by_heads: bool = False
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The orders in which a stage's numbers may lie, as `[position, width]`; the plain one comes without words.
 
     Args:
         flat: float32, as many as `count` positions have.
         stage: whose numbers they are claimed to be.
         count: positions.
         config: heads and their width.
+        by_heads: whether the plain order is head by head rather than position by position.
     """
+    for words, value in _orders(flat, stage, count, config):
+        plain = words.startswith("as [head, query, key]") or words.startswith("as [head, position, channel]")
+        if by_heads and plain:
+            yield "", value
+        elif by_heads and not words:
+            yield "position by position, not head by head", value
+        else:
+            yield words, value
+
+
+def _orders(flat: np.ndarray, stage: Stage, count: int, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     yield "", flat.reshape(count, -1)
     heads = {
         Stage.Q_POST_ROPE: config.num_heads,
@@ -112,32 +127,35 @@ def layouts(flat: np.ndarray, stage: Stage, count: int, config: ModelConfig) -> 
         Stage.ATTN_SCORES: config.num_heads,
         Stage.ATTN_SOFTMAX: config.num_heads,
     }.get(stage)
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    if stage in (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX):
+    if stage in BY_KEY:
         grid = (config.num_heads, count, count)
-        if flat.size == np.prod(grid):
-            yield "as [head, query, key]", _rows(flat.reshape(grid).transpose(1, 0, 2))
-            yield "as [head, key, query]", _rows(flat.reshape(grid).transpose(2, 0, 1))
-            yield "as [key, head, query]", _rows(flat.reshape(count, -1, count).transpose(2, 1, 0))
-            yield "as [query, key, head]", _rows(flat.reshape(count, count, -1).transpose(0, 2, 1))
+        yield "as [head, query, key]", _rows(flat.reshape(grid).transpose(1, 0, 2))
+        yield "as [head, key, query]", _rows(flat.reshape(grid).transpose(2, 0, 1))
+        yield "as [key, head, query]", _rows(flat.reshape(count, -1, count).transpose(2, 1, 0))
+        yield "as [query, key, head]", _rows(flat.reshape(count, count, -1).transpose(0, 2, 1))
         return
-    if heads is not None and count > 1:
-        yield "as [head, position, channel]", _rows(flat.reshape(heads, count, -1).transpose(1, 0, 2))
-        yield "as [position, channel, head]", _rows(flat.reshape(count, -1, heads).transpose(0, 2, 1))
     if count > 1:
+        if heads is not None:
+            yield "as [head, position, channel]", _rows(flat.reshape(heads, count, -1).transpose(1, 0, 2))
+            yield "as [position, channel, head]", _rows(flat.reshape(count, -1, heads).transpose(0, 2, 1))
         yield "as [width, position]", np.ascontiguousarray(flat.reshape(-1, count).T)
     if stage in (Stage.QKV_MATMUL, Stage.QKV_BIAS):
-        rows = flat.reshape(count, -1)
-        widths = {"q": queries, "k": keys, "v": keys}
-        for order in ("qvk", "kqv", "kvq", "vqk", "vkq"):
-            ends = np.cumsum([widths[name] for name in order])
-            parts = dict(zip(order, np.split(rows, ends[:-1], axis=1), strict=True))
-            yield f"in the order {', '.join(order)}", np.concatenate([parts[name] for name in "qkv"], axis=1)
-        if count > 1:
-            # One array after the other, each with all its positions.
-            ends = np.cumsum([widths[name] * count for name in "qkv"])
-            blocks = [part.reshape(count, -1) for part in np.split(flat, ends[:-1])]
-            yield "as all of q, then all of k, then all of v", np.concatenate(blocks, axis=1)
+        yield from _qkv_orders(flat, count, config)
+
+
+def _qkv_orders(flat: np.ndarray, count: int, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    widths = {"q": queries, "k": keys, "v": keys}
+    rows = flat.reshape(count, -1)
+    for order in ("qvk", "kqv", "kvq", "vqk", "vkq"):
+        ends = np.cumsum([widths[name] for name in order])
+        parts = dict(zip(order, np.split(rows, ends[:-1], axis=1), strict=True))
+        yield f"in the order {', '.join(order)}", np.concatenate([parts[name] for name in "qkv"], axis=1)
+    if count > 1:
+        # One array after the other, each with all its positions.
+        ends = np.cumsum([widths[name] * count for name in "qkv"])
+        blocks = [part.reshape(count, -1) for part in np.split(flat, ends[:-1])]
+        yield "as all of q, then all of k, then all of v", np.concatenate(blocks, axis=1)
 
 
 def _rows(value: np.ndarray) -> np.ndarray:

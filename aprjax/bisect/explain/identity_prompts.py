@@ -113,11 +113,11 @@ def _difference(said: _Said) -> tuple[str, str]:
         return kind, f"the token {said.named(found[0])} stands before them"
     if found == claimed[1:] and said.special(claimed[0]) and len(found) > 1:
         return "bos-missing", f"the first one, {said.named(claimed[0])}, is left out"
-    if len(found) < len(claimed) and _is_part(found, claimed):
-        return "", ""
     by_text = _by_text(said)
     if by_text is not None:
         return by_text
+    if len(found) < len(claimed) and _is_part(found, claimed):
+        return "", ""
     if len(found) == len(claimed):
         if found == claimed[::-1]:
             return "tokens-reordered", "they are in reverse order"
@@ -130,10 +130,12 @@ def _difference(said: _Said) -> tuple[str, str]:
     if len(found) > len(claimed) > 1 and _is_part(claimed, found):
         extra = len(found) - len(claimed)
         return "tokens-added", f"{extra} more {'tokens stand' if extra > 1 else 'token stands'} around them"
-    at = next(
-        (i for i, (f, c) in enumerate(zip(found, claimed, strict=False)) if f != c), min(len(found), len(claimed))
-    )
-    same = sum(f == c for f, c in zip(found, claimed, strict=False))
+    pairs = list(zip(found, claimed, strict=False))
+    steps = {f - c for f, c in pairs}
+    if len(found) == len(claimed) and len(steps) == 1:
+        return "tokens-offset", f"every id is the claimed one {steps.pop():+d}"
+    at = next((i for i, (f, c) in enumerate(pairs) if f != c), len(pairs))
+    same = sum(f == c for f, c in pairs)
     return "tokens-differ", f"{same} of {len(claimed)} agree, the first that does not is at position {at}"
 
 

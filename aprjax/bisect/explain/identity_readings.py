@@ -13,9 +13,12 @@ from aprjax.bisect.explain.identity_finding import IdentityFinding, layers_in_wo
 from aprjax.bisect.explain.identity_health import execution_order
 from aprjax.bisect.explain.identity_match import CLOSE, Reading
 from aprjax.bisect.explain.identity_points import Point, way
+from aprjax.bisect.replay.layers import BY_KEY
 from aprjax.checkpoint.types import Severity
-from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
+from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, STAGE_INPUTS, Stage
 
+# Stages of the last layer that are needed at every position, whatever the head needs.
+_FOR_ALL = (Stage.ATTN_NORM, Stage.QKV_MATMUL, Stage.QKV_BIAS, Stage.K_POST_ROPE)
 # Positions named in a sentence.
 _SHOWN = 6
 
@@ -36,6 +39,10 @@ class Spread:
     def ratio(self) -> float:
         """What a comparison of the two would report."""
         return self.all / self.rows if self.rows else float("inf")
+
+    def __bool__(self) -> bool:
+        """Whether the ratio is a number at all."""
+        return 0 < self.rows < np.inf and 0 < self.all < np.inf
 
 
 def spread_of(value: np.ndarray, rows: tuple[int, ...]) -> Spread:
@@ -93,7 +100,7 @@ class _Context:
 
     def _rows(self, reading: Reading) -> tuple[str, str]:
         rows = reading.rows
-        if rows is None:
+        if not rows:
             return "rows-averaged", f"one row, the mean over all {self.count} positions"
         if len(rows) == self.count:
             if rows == tuple(range(self.count)):
@@ -115,16 +122,16 @@ class _Context:
 
     def _trimmed(self, reading: Reading) -> bool:
         """Whether only the last layer lacks positions: engines compute no more than the head needs."""
-        if reading.key[0] != self.layers - 1 or reading.rows is None or reading.rows[-1] != self.count - 1:
+        layer, stage = reading.key
+        # Every position's keys and values are needed: they are not what is left out.
+        if stage in _FOR_ALL or layer != self.layers - 1 or not reading.rows or reading.rows[-1] != self.count - 1:
             return False
-        same = [
-            r for key, r in self.readings.items() if key[1] is reading.key[1] and key[0] < self.layers - 1 and r.close
-        ]
+        same = [r for key, r in self.readings.items() if key[1] is stage and OUTSIDE < key[0] < layer and r.close]
         return bool(same) and all(r.rows is not None and len(r.rows) == self.count for r in same)
 
     def contradicted(self, reading: Reading, kind: str) -> bool:
         """Whether what was computed from the value shows that the engine went on with it: then its label is right."""
-        if kind not in ("capture-point", "layer-shifted", "rows-reordered"):
+        if kind not in ("capture-point", "layer-shifted", "rows-reordered") or reading.masked:
             return False
         # What follows from a wrong value is about as far from the file's as the value itself.
         allowed = min(CLOSE, reading.claimed / 2)
@@ -154,12 +161,13 @@ class _Context:
         what = words.partition("|")[2] or words
         sentence, next_step, severity = _SAID[kind](where, what, members)
         if kind in ("token-selection", "rows-averaged", "rows-trimmed"):
-            widest = max((k for k in keys if k in self.spreads), key=lambda k: self.spreads[k].ratio, default=None)
+            known = [k for k in keys if self.spreads.get(k) and k[1] not in BY_KEY]
+            widest = max(known, key=lambda k: abs(np.log(self.spreads[k].ratio)), default=None)
             if widest is not None and kind == "token-selection":
                 told, numbers = self._statistics(widest)
                 sentence += told
                 evidence |= numbers
-            evidence["rows"] = None if members[0].rows is None else list(members[0].rows)
+            evidence["rows"] = list(members[0].rows or ())
         if kind == "token-selection" and all(m.rows == tuple(range(self.count)) for m in members):
             severity = "info"
         return IdentityFinding(
@@ -226,10 +234,16 @@ def _positions(rows: tuple[int, ...], count: int) -> str:
 _Said = tuple[str, str, Severity]
 
 
+def _one(members: list[Reading], singular: str, plural: str) -> str:
+    """The verb for the stages that `places_in_words` names."""
+    stages = {member.key[1] for member in members}
+    return plural if 1 < len(stages) < len(LAYER_STAGES) else singular
+
+
 def _capture_point(where: str, what: str, members: list[Reading]) -> _Said:
     stage = members[0].key[1]
     return (
-        f"{where} is not what its name says: it holds {what}",
+        f"{where} {_one(members, 'is', 'are')} not what the name says: {_one(members, 'it holds', 'they hold')} {what}",
         f"dump {stage} where its name says, or compare it with what the other side has at that place",
         "error",
     )
@@ -238,7 +252,7 @@ def _capture_point(where: str, what: str, members: list[Reading]) -> _Said:
 def _layer_shifted(where: str, what: str, members: list[Reading]) -> _Said:
     steps = members[0].point.layer - members[0].key[0]
     return (
-        f"{where} is labelled by another layer: its values are {what}",
+        f"{where} {_one(members, 'is', 'are')} labelled by another layer: the values are {what}",
         f"correct the number by {steps:+d} before comparing: what is called {layers_in_words([members[0].key[0]])} is "
         f"{layers_in_words([members[0].point.layer])}",
         "error",
@@ -247,31 +261,36 @@ def _layer_shifted(where: str, what: str, members: list[Reading]) -> _Said:
 
 def _selected(where: str, what: str, members: list[Reading]) -> _Said:
     return (
-        f"{where} holds {what}",
+        f"{where} {_one(members, 'holds', 'hold')} {what}",
         "compare the same positions of both sides, or dump them all",
         "error",
     )
 
 
 def _averaged(where: str, what: str, members: list[Reading]) -> _Said:
-    return f"{where} holds {what}", "dump the positions themselves: means of different prompts are no values", "error"
+    return (
+        f"{where} {_one(members, 'holds', 'hold')} {what}",
+        "dump the positions themselves: means of different prompts are no values",
+        "error",
+    )
 
 
 def _trimmed(where: str, what: str, members: list[Reading]) -> _Said:
     return (
-        f"{where} holds {what}: the last layer is trimmed to the rows that the head needs, as llama.cpp does",
+        f"{where} {_one(members, 'holds', 'hold')} {what}: the last layer is trimmed to "
+        "the rows that the head needs, as llama.cpp does",
         "compare these rows with the same positions of the other side",
         "info",
     )
 
 
 def _reordered(where: str, what: str, members: list[Reading]) -> _Said:
-    return f"{where} holds {what}", "put the rows in order before comparing", "error"
+    return f"{where} {_one(members, 'holds', 'hold')} {what}", "put the rows in order before comparing", "error"
 
 
 def _laid_out(where: str, what: str, members: list[Reading]) -> _Said:
     return (
-        f"{where} lies in another order than [position, width]: {what}",
+        f"{where} {_one(members, 'lies', 'lie')} in another order than [position, width]: {what}",
         "reorder the axes before comparing",
         "error",
     )
@@ -279,7 +298,7 @@ def _laid_out(where: str, what: str, members: list[Reading]) -> _Said:
 
 def _padded(where: str, what: str, members: list[Reading]) -> _Said:
     return (
-        f"{where} has {what} rows of zeros after the last position: a padded batch",
+        f"{where} {_one(members, 'has', 'have')} {what} rows of zeros after the last position: a padded batch",
         "cut the padding off; statistics over it are too small",
         "warning",
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from aprjax.bisect.asked import asked_prompts, check_destinations, chosen_positions
 from aprjax.bisect.counted import counted_progress
+from aprjax.bisect.explain.identity_doubts import doubts
 from aprjax.bisect.files import compare_files
 from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.layers.render import print_reports
@@ -61,17 +62,22 @@ def run_layers(
             chosen = chosen_positions(positions, len(asked.ids))
             with ExitStack() as stack:
                 pair = [run_side(s, asked.ids, a, stack) for s, a in zip(sides, run_by, strict=True)]
+                doubted = [
+                    finding
+                    for name, side in zip(("model", "ref"), pair, strict=True)
+                    if isinstance(side, Traced)
+                    for finding in doubts(side.trace, side.checkpoint, name)
+                ]
                 observe = _observer(stack, save_trace, (pair[0], pair[1]), asked, chosen, many=len(prompts) > 1)
-                reports.append(
-                    layers(
-                        *pair,
-                        tokens=asked,
-                        positions=chosen,
-                        files=files,
-                        progress=lambda what, done, total, name=asked.name: progress(f"{name}: {what}", done, total),
-                        observe=observe,
-                    )
+                found = layers(
+                    *pair,
+                    tokens=asked,
+                    positions=chosen,
+                    files=files,
+                    progress=lambda what, done, total, name=asked.name: progress(f"{name}: {what}", done, total),
+                    observe=observe,
                 )
+                reports.append(replace(found, findings=(*doubted, *found.findings)))
     if not any((arithmetic, model_arithmetic, ref_arithmetic)) and all(side.runs_here for side in sides):
         reports = [_with_note(report) for report in reports]
     texts = TokenTexts(sides[1].checkpoint, sides[0].checkpoint)

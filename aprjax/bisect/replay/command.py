@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aprjax.bisect.explain.identity_doubts import doubts
 from aprjax.bisect.open_sides import live_trace
 from aprjax.bisect.replay.judge import presets_to_try, replay
 from aprjax.bisect.replay.report import NodeReport, NodeVerdict, ReplayReport, place
@@ -45,13 +47,15 @@ def replay_side(
     """
     enable_compilation_cache()
     checkpoint = open_checkpoint(file)
-    opened = open_side(side, config=checkpoint.config, tokens=tokens)
     if prompt_file is not None:
         prompt = read_prompt_file(prompt_file)
     ids = tokens if prompt is None else encode_prompt(checkpoint, prompt, times)
+    opened = open_side(side, config=checkpoint.config, tokens=ids)
     with ExitStack() as stack:
         trace = live_trace(opened, ids, stack)
-        return replay(trace, checkpoint, _arithmetics(arithmetic, trace), force_file=force_file, progress=progress)
+        doubted = doubts(trace, checkpoint, "trace")
+        found = replay(trace, checkpoint, _arithmetics(arithmetic, trace), force_file=force_file, progress=progress)
+        return replace(found, findings=(*doubted, *found.findings))
 
 
 def _arithmetics(name: str | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
