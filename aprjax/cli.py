@@ -20,6 +20,7 @@ from aprjax import cli_run
 from aprjax import cli_generate
 from aprjax import cli_margins
 from aprjax import cli_report
+from aprjax import cli_contracts
 from aprjax import cli_evidence
 
 # isort: on
@@ -38,6 +39,7 @@ COMMANDS = (
     cli_generate,
     cli_margins,
     cli_report,
+    cli_contracts,
     cli_evidence,
 )
 

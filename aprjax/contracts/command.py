@@ -5,10 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.load import Loaded, contract_files, load_contracts, shipped_folder
 from aprjax.contracts.types import CheckReport, Contract
+
+if TYPE_CHECKING:
+    from aprjax.contracts.lint.lint import LintReport
 
 
 def named_files(names: Sequence[str]) -> list[Path]:
@@ -76,6 +80,20 @@ def check_tests_exist(contracts: Sequence[Contract], ids: Sequence[str], option:
             f"{option} names {unknown[0]}, and no contract that is checked has such a test",
             fix="`python -m aprjax lint` lists contracts; the ids are in their falsification_tests",
         )
+
+
+def run_lint(names: Sequence[str], *, root: Path | None = None, with_pytest: bool = True) -> LintReport:
+    """Runs `lint` as the command line asks.
+
+    Raises:
+        CheckpointError: there is no such contract, or it cannot be opened.
+    """
+    from aprjax.contracts.lint.lint import lint
+
+    try:
+        return lint(named_files(names), root=root, with_pytest=with_pytest)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", file=error.filename) from None
 
 
 def run_check(

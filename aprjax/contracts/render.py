@@ -11,6 +11,8 @@ from aprjax.contracts.types import CheckReport, Status
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from aprjax.contracts.lint.lint import LintReport
+
 _STYLE = {Status.PASS: "green", Status.FAIL: "red", Status.UNMEASURED: "yellow"}
 
 
@@ -44,3 +46,18 @@ def render_check(report: CheckReport, console: Console) -> None:
     for what, ids in (("failed", failed), ("unmeasured", open_ones)):
         if ids:
             console.print(f"{what}: {escape(', '.join(ids))}", soft_wrap=True)
+
+
+def render_lint(report: LintReport, console: Console) -> None:
+    """Every problem with its line, then the counts."""
+    for problem in report.problems:
+        style = "red" if problem.severity == "error" else "yellow"
+        place = f"{problem.path}:{problem.line}" if problem.line else str(problem.path)
+        text = f"{escape(place)}: [{style}]{problem.severity}[/] {escape(problem.message)} ({problem.rule})"
+        console.print(text, soft_wrap=True)
+    tests = sum(count for _, count in report.contracts)
+    collected = "" if report.collected is None else f"; pytest collects {report.collected} tests of the bound files"
+    console.print(
+        f"{len(report.contracts)} contracts, {tests} tests, {report.bound} bound{collected}: "
+        f"{len(report.errors)} errors, {len(report.problems) - len(report.errors)} warnings"
+    )
