@@ -20,19 +20,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cases import Case, file_cases, mha_cases
 from container import PlantError
 from judging import Result, judge_file
+from judging_pairs import clean_cases, judge_clean, judge_located, judge_pair, pair_cases
+from judging_traces import Studio, engine_cases, judge_engine, judge_trace, trace_cases
 from small_model import TINY, TINY_MHA, write_small
 from workshop import Workshop
 
 from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.convert import convert
 from aprjax.checkpoint.fetch import model_location
+from aprjax.qwen2 import PRESETS
 from aprjax.qwen2.compilation import enable_compilation_cache
+from aprjax.text import PROBES, Tokenizer
 
+# Engines that go through a model's layers together, so that its weights are decoded once for all of them.
+AT_ONCE = 16
+GROUPS = ("file", "computation", "trace", "pair", "locate", "clean")
 MODELS = ("tiny", "tiny-mha", "0.5b", "1.5b")
 # Those of tests/bisect/test_layers.py, below the vocabulary of the small model.
 TINY_TOKENS = (5, 17, 300, 5, 256, 41, 99, 3, 250, 12, 7)
 # "What is 2+2?" of Qwen2.5.
 REAL_TOKENS = (3838, 374, 220, 17, 10, 17, 30)
+TINY_PROBES = ("7 tokens", "15 tokens", "70 tokens")
 
 
 def workshop(name: str, folder: Path) -> Workshop:
@@ -49,23 +57,73 @@ def workshop(name: str, folder: Path) -> Workshop:
     return Workshop(name, clean, open_checkpoint(path), folder, REAL_TOKENS)
 
 
-def single_cases(shop: Workshop, *, few: bool) -> Iterator[Case]:
-    """Faults of files for a model: all of them, or each once or twice where a case takes seconds."""
+def all_cases(shop: Workshop, *, few: bool) -> list[Case]:
+    """Everything for a model: the full cross product, or a part of it where a case takes seconds."""
     if shop.name == "tiny-mha":
-        yield from mha_cases(range(shop.layers))
-        return
+        return list(mha_cases(range(shop.layers)))
     last = shop.layers - 1
-    chosen = range(shop.layers) if shop.name == "tiny" else (0, shop.layers // 2, last)
-    yield from file_cases(shop.name, list(chosen), few=few or shop.name != "tiny")
+    chosen = list(range(shop.layers)) if shop.name == "tiny" else [0, shop.layers // 2, last]
+    few = few or shop.name != "tiny"
+    files = list(file_cases(shop.name, chosen, few=few))
+    computed = engine_cases(shop.name, chosen, few=few)
+    traces = trace_cases(shop.name, chosen, few=few)
+    pairs, located, probes = (40, 4, TINY_PROBES) if shop.name == "tiny" else (10, 10, tuple(p.name for p in PROBES))
+    names = tuple(PRESETS)
+    if shop.name == "1.5b":
+        # Seconds each: every fault once, and some of those of the computation.
+        files, computed, traces = files[::2], computed[::5], traces[::4]
+        pairs, located, probes, names = 3, 6, ("direct",), ("float32", "llama.cpp", "llama.cpp-exact", "realizar")
+    cases = [*files, *computed, *traces]
+    cases += pair_cases(files, pairs, seed=1)
+    cases += pair_cases([case for case in computed if case.layer is not None], pairs, seed=2)
+    cases += [Case(shop.name, "locate", case.fault, parts=(case,)) for case in files[::located]]
+    return cases + clean_cases(shop.name, probes, names)
 
 
-def judge(shop: Workshop, case: Case) -> Result | None:
-    """The result of a case; None where the fault does not exist in this model."""
-    try:
-        return judge_file(shop, case, bounds=shop.name in ("0.5b", "1.5b"))
-    except PlantError as error:
-        print(f"left out: {case.key}: {error}", file=sys.stderr)
-        return None
+def prompts_of(shop: Workshop) -> dict[str, tuple[int, ...]]:
+    """The probes' tokens; of the small model, which has no words, tokens of three lengths."""
+    if shop.name.startswith("tiny"):
+        return {name: tuple((7 * i + 3) % 320 for i in range(int(name.split()[0]))) for name in TINY_PROBES}
+    tokenizer = Tokenizer.from_checkpoint(shop.ref)
+    return {probe.name: tuple(tokenizer.encode(probe.prompt())) for probe in PROBES}
+
+
+def results(shop: Workshop, cases: Sequence[Case]) -> Iterator[tuple[Case, Result | None]]:
+    """The result of every case; None where the fault does not exist in this model."""
+    real = shop.name in ("0.5b", "1.5b")
+    prompts = prompts_of(shop) if any(case.group == "clean" for case in cases) else {}
+    for case in cases:
+        try:
+            if case.group == "file":
+                yield case, judge_file(shop, case, bounds=real)
+            elif case.group == "pair" and case.parts[0].group == "file":
+                yield case, judge_pair(shop, case)
+            elif case.group == "locate":
+                yield case, judge_located(shop, case)
+            elif case.group == "clean":
+                yield case, judge_clean(shop, case, prompts)
+        except PlantError as error:
+            print(f"left out: {case.key}: {error}", file=sys.stderr)
+            yield case, None
+    traced = [case for case in cases if is_traced(case)]
+    if not traced:
+        return
+    studio = Studio(shop.name, shop.ref, shop.folder, shop.tokens)
+    sound = Case(shop.name, "clean", "trace of a sound engine")
+    (clean,) = studio.run([sound])
+    yield sound, judge_engine(studio, sound, clean)
+    for start in range(0, len(traced), AT_ONCE):
+        batch = [case for case in traced[start : start + AT_ONCE] if case.group != "trace"]
+        for case, values in zip(batch, studio.run(batch) if batch else [], strict=True):
+            yield case, judge_engine(studio, case, values, clean=clean if real else None)
+        for case in traced[start : start + AT_ONCE]:
+            if case.group == "trace":
+                yield case, judge_trace(studio, case, clean)
+
+
+def is_traced(case: Case) -> bool:
+    """Whether it is a fault of an engine or a trace."""
+    return case.group in ("computation", "trace") or (case.group == "pair" and case.parts[0].group == "computation")
 
 
 def done_before(path: Path) -> set[str]:
@@ -81,13 +139,13 @@ def run(shop: Workshop, cases: Sequence[Case], out: Path) -> None:
     todo = [case for case in cases if case.key not in before]
     start = time.perf_counter()
     with out.open("a", encoding="utf-8") as stream:
-        for index, case in enumerate(todo):
-            result = judge(shop, case)
-            if result is None:
+        for index, (case, result) in enumerate(results(shop, todo)):
+            if result is None or case.key in before:
+                # A sound engine is run first, whatever is left to do.
                 continue
             stream.write(json.dumps(result.to_json(), default=float) + "\n")
             stream.flush()
-            good = result.localised is not False and result.explained is not False and not result.false_alarm
+            good = False not in (result.localised, result.explained, result.both) and not result.false_alarm
             state = "ok" if good else f"MISS {result.reason[:160]}"
             print(f"{time.perf_counter() - start:7.1f} s {index + 1}/{len(todo)} {case.key}: {state}", file=sys.stderr)
 
@@ -96,6 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; appended to")
     parser.add_argument("--model", action="append", choices=MODELS)
+    parser.add_argument("--group", action="append", choices=GROUPS)
     parser.add_argument("--fault", action="append", help="only these faults")
     parser.add_argument("--layer", type=int, action="append", help="only these layers")
     parser.add_argument("--few", action="store_true", help="each fault once or twice")
@@ -107,8 +166,9 @@ def main() -> int:
             shop = workshop(name, Path(folder))
             cases = [
                 case
-                for case in single_cases(shop, few=options.few)
-                if (not options.fault or case.fault in options.fault)
+                for case in all_cases(shop, few=options.few)
+                if (not options.group or case.group in options.group)
+                and (not options.fault or case.fault in options.fault)
                 and (not options.layer or case.layer in options.layer)
             ]
             run(shop, cases, options.out)

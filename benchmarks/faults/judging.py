@@ -14,7 +14,7 @@ from workshop import PlantedCase, Workshop
 from aprjax.bisect.files import FilesReport, compare_files
 from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.lockstep import Runner
-from aprjax.bisect.report import LayersReport, Verdict
+from aprjax.bisect.report import LayersReport
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
@@ -185,27 +185,3 @@ def bounds_of(report: LayersReport) -> dict[str, Any]:
         "flips": sum(margin.flip for margin in report.margins),
         "positions": len(report.margins),
     }
-
-
-def judge_clean(
-    workshop: Workshop,
-    case: Case,
-    model: Checkpoint,
-    tokens: tuple[int, ...],
-    *,
-    arithmetics: tuple[Arithmetic, Arithmetic],
-) -> Result:
-    """A clean pair under an arithmetic (or two): nothing may be accused."""
-    start = time.perf_counter()
-    files = compare_files(model, workshop.ref)
-    fed = TokensReport("bench", None, "none", tokens)
-    sides = Runner(model, arithmetics[0]), Runner(workshop.ref, arithmetics[1])
-    report = layers(*sides, tokens=fed, positions=tuple(range(len(tokens))), files=files)
-    result = Result(case.to_json(), {"verdict": "agree"}, {"verdict": str(report.verdict), "reason": report.reason})
-    result.seconds["layers"] = time.perf_counter() - start
-    result.passes["layers"] = layer_passes(report)
-    result.false_alarm = report.verdict.exit_code != 0 or bool(files.differing)
-    if arithmetics[0] == arithmetics[1]:
-        result.false_alarm |= report.verdict is not Verdict.AGREE
-    result.reason = report.reason if result.false_alarm else ""
-    return result
