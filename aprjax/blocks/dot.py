@@ -36,6 +36,7 @@ from aprjax.blocks.activations import QUANTIZERS
 from aprjax.blocks.one_token import block_integers, part_sums, pays_for_one_token
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, check_relayable, chunk_layout, join_planes, relay_traced
+from aprjax.blocks.roundings import difference_of_products, rounded_product, unknown_zero
 from aprjax.blocks.units import fast_bfloat16
 
 # Largest magnitude of a group scale: 4 unsigned bits (Q2_K), 6 signed (Q3_K), 6 unsigned, int8 (Q6_K).
@@ -113,9 +114,9 @@ def _check(name: str, packed: Any, x: Any) -> int:
 
 
 def _block_integers(chunk: Relaid, codes: Any, group_scales: Any, activations: Any) -> Any:
-    """One block's exact integer dots: `[tokens, size]` by `[size, rows]` -> float32 `[tokens, rows]`.
+    """One block's exact integer dots: `[tokens, size]` by `[size, rows]` -> whole numbers `[tokens, rows]`.
 
-    The only rounding is that of an integer above 2^24 to float32, as ggml's conversion of its int32 lanes.
+    float32 below 2^24, int32 where they may be larger.
     """
     weights = join_planes(codes, CODE_WIDTHS[chunk.name])
     tokens, size = activations.shape
@@ -135,7 +136,7 @@ def _block_integers(chunk: Relaid, codes: Any, group_scales: Any, activations: A
     total = jnp.zeros(sums[0].shape, jnp.int32)
     for part in sums:
         total = total + part.astype(jnp.int32)
-    return total.astype(jnp.float32)
+    return total
 
 
 def _split_integers(codes: Any, group_scales: Any, activations: Any) -> Any:
@@ -144,7 +145,7 @@ def _split_integers(codes: Any, group_scales: Any, activations: Any) -> Any:
     weights = (grouped * group_scales.astype(jnp.int16)[:, None]).reshape(codes.shape)
     high, low = weights >> _LOW_BITS, weights & ((1 << _LOW_BITS) - 1)
     above, below = (_dot(activations, part.astype(jnp.bfloat16)).astype(jnp.int32) for part in (high, low))
-    return ((above << _LOW_BITS) + below).astype(jnp.float32)
+    return (above << _LOW_BITS) + below
 
 
 # Blocks are summed in runs of at most this many, then the runs: over the 280 blocks of a width of
@@ -157,6 +158,7 @@ def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
     """All blocks of one chunk of rows: float32 `[tokens, rows]`."""
     tokens = quantized.codes.shape[0]
     alone = tokens == 1 and pays_for_one_token(chunk.name)
+    zero = unknown_zero(quantized.codes)
 
     def block(total: Any, step: Any) -> tuple[Any, None]:
         codes, scale, group_scales, minimum, group_minimums, activations, activation_scale, sums = step
@@ -164,13 +166,14 @@ def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
             integers = block_integers(codes, group_scales)
         else:
             integers = _block_integers(chunk, codes, group_scales, activations)
-        outer = activation_scale[:, None]
-        total = total + (outer * scale.astype(jnp.float32)) * integers
+        outer, scale = activation_scale[:, None], scale.astype(jnp.float32)
         if group_minimums is not None:
             lows = _dot(sums.astype(jnp.float32), group_minimums.astype(jnp.float32))
-            total = total - (outer * minimum.astype(jnp.float32)) * lows
-        elif minimum is not None:
-            total = total - sums[:, None] * minimum.astype(jnp.float32)
+            value = difference_of_products(scale, integers, minimum.astype(jnp.float32), lows)
+            return total + rounded_product(outer, value, zero), None
+        total = total + rounded_product(outer * scale, integers.astype(jnp.float32), zero)
+        if minimum is not None:
+            total = total - rounded_product(sums[:, None], minimum.astype(jnp.float32), zero)
         return total, None
 
     def by_block(array: Any) -> Any:

@@ -94,8 +94,8 @@ def part_sums(chunk: Relaid, activations: Any) -> Any:
 
 
 def block_integers(sums: Any, group_scales: Any) -> Any:
-    """One block's dot from its `part_sums` `[parts, r]`: float32 `[1, r]`, rounded once."""
+    """One block's dot from its `part_sums` `[parts, r]`: int32 `[1, r]`."""
     if group_scales is not None:
         grouped = sums.reshape(group_scales.shape[0], -1, sums.shape[-1]).sum(axis=1)
         sums = grouped * group_scales.astype(jnp.int32)
-    return sums.sum(axis=0, keepdims=True).astype(jnp.float32)
+    return sums.sum(axis=0, keepdims=True)
