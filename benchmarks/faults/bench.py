@@ -23,6 +23,7 @@ from judging import Result, judge_file
 from judging_pairs import clean_cases, judge_clean, judge_located, judge_pair, pair_cases
 from judging_traces import Studio, engine_cases, judge_engine, judge_trace, trace_cases
 from small_model import TINY, TINY_MHA, write_small
+from tensor_faults import MENDED, REFUSED
 from workshop import Workshop
 
 from aprjax.checkpoint import open_checkpoint
@@ -76,7 +77,9 @@ def all_cases(shop: Workshop, *, few: bool) -> list[Case]:
     cases = [*files, *computed, *traces]
     cases += pair_cases(files, pairs, seed=1)
     cases += pair_cases([case for case in computed if case.layer is not None], pairs, seed=2)
-    cases += [Case(shop.name, "locate", case.fault, parts=(case,)) for case in files[::located]]
+    cases += [
+        Case(shop.name, "locate", case.fault, parts=(case,)) for case in files[::located] if case.fault not in REFUSED
+    ]
     return cases + clean_cases(shop.name, probes, names)
 
 

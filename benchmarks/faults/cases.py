@@ -52,6 +52,11 @@ PLAN: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[float | None, ...]
     "double-quantized": ((UP, V), (HEAD,), _ANY),
     "bytes-shifted": ((GATE, DOWN), (), (32.0, 64.0)),
     "big-endian": ((NORMS[1], BIASES[0]), (), _ANY),
+    "left-out": ((UP, BIASES[1]), (), _ANY),
+    "shape-reversed": ((K, DOWN), (), _ANY),
+    "control-noise": ((NORMS[0], GATE, BIASES[0]), (HEAD,), (0.5, 2.0)),
+    # A vector that is scrambled is a permutation of its rows.
+    "control-scrambled": ((Q, GATE), (HEAD,), _ANY),
     "nan": ((NORMS[1], UP, BIASES[2]), (NORM,), _ANY),
 }
 # Two tensors: by the first, the second.

@@ -9,6 +9,7 @@ from random import Random
 from cases import Case
 from container import PlantError
 from judging import Result, explanation_problems, run_layers
+from tensor_faults import CONTROLS, MENDED, REFUSED
 from workshop import PlantedCase, Workshop
 
 from aprjax.bisect.files import compare_files
@@ -29,8 +30,10 @@ _RANK = {str(stage): index for index, stage in enumerate(Stage)}
 def pair_cases(singles: Sequence[Case], count: int, seed: int) -> list[Case]:
     """Pairs drawn at random from faults of one group; two faults of one tensor make a third, and are left out."""
     random, pairs, taken = Random(seed), [], set()
+    # Neither faults that are refused or mended on reading, nor controls, which have no explanation to be found.
+    singles = [case for case in singles if case.fault not in (*REFUSED, *MENDED, *CONTROLS)]
     while len(pairs) < count:
-        first, second = random.sample(list(singles), 2)
+        first, second = random.sample(singles, 2)
         touched = [{case.tensor, case.other} - {None} or {case.fault} for case in (first, second)]
         computed = first.group == "computation"
         if not computed and touched[0] & touched[1]:

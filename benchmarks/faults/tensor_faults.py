@@ -44,12 +44,14 @@ class TensorFault:
         explained: the ids of `aprjax.bisect.explanations` that are right.
         plant: changes the file; returns the names of the tensors that it changed.
         parameters: what the explanation's parameters must be, of a strength.
+        finding: of the reader, which mends the fault and says so: then nothing else may be said.
     """
 
     id: str
     explained: tuple[str, ...]
     plant: Callable[[Any, Site], list[str]]
     parameters: Callable[[Site], Mapping[str, float]] = lambda site: {}
+    finding: str = ""
 
 
 def values_changed(change: Callable[[np.ndarray, Site], np.ndarray]) -> Callable[[Any, Site], list[str]]:
@@ -211,6 +213,35 @@ def _factor(site: Site) -> Mapping[str, float]:
     return {"factor": float(site.strength or 1.0)}
 
 
+def _left_out(file: Any, site: Site) -> list[str]:
+    """The tensor is not in the file."""
+    del file.tensors[file.tensor(site.name).name]
+    return [site.name]
+
+
+def _shape_reversed(tensor: Tensor, site: Site) -> Tensor:
+    """The index has the dimensions in ggml's order; the bytes are as they were."""
+    if tensor.shape[0] == tensor.shape[-1]:
+        raise PlantError(f"{site.name} is square")
+    return replace(tensor, shape=tensor.shape[::-1])
+
+
+def _noisy(values: np.ndarray, site: Site) -> np.ndarray:
+    """Gaussian noise, relative to the tensor's own deviation."""
+    noise = np.random.default_rng(3).normal(0, values.std() * (site.strength or 1.0), values.shape)
+    return values + noise.astype(np.float32)
+
+
+def _scrambled(values: np.ndarray, site: Site) -> np.ndarray:
+    """Every element somewhere else."""
+    return np.random.default_rng(4).permutation(values.ravel()).reshape(values.shape)
+
+
+# Faults that no hypothesis is about: the right explanation is none.
+CONTROLS = ("control-noise", "control-scrambled")
+# Faults of a file that is refused, and the refusal must name the tensor.
+REFUSED = ("left-out",)
+MENDED = ("shape-reversed",)
 TENSOR_FAULTS: dict[str, TensorFault] = {
     fault.id: fault
     for fault in (
@@ -267,6 +298,10 @@ TENSOR_FAULTS: dict[str, TensorFault] = {
         TensorFault("double-quantized", ("double-quantized",), tensor_changed(_twice)),
         TensorFault("bytes-shifted", ("bytes-shifted",), tensor_changed(_shifted_bytes)),
         TensorFault("big-endian", ("byte-order",), tensor_changed(_big_endian)),
+        TensorFault("left-out", ("missing",), _left_out),
+        TensorFault("shape-reversed", (), tensor_changed(_shape_reversed), finding="apr-shapes-reversed"),
+        TensorFault("control-noise", ("",), values_changed(_noisy)),
+        TensorFault("control-scrambled", ("",), values_changed(_scrambled)),
         TensorFault("nan", ("not-finite",), tensor_changed(lambda tensor, site: block_bytes.with_nan(tensor))),
     )
 }
