@@ -1,6 +1,7 @@
 """The page that people send to each other: one self-contained HTML file from the JSON of one or several reports.
 
-The analysis is elsewhere: everything here is a function of a report's JSON, so that a saved report is shown as a fresh one.
+The analysis is elsewhere: everything here is a function of a report's JSON, so that a saved report is shown as a fresh
+one.
 """
 
 from __future__ import annotations

@@ -12,13 +12,15 @@ from typing import Any
 from markupsafe import Markup
 
 from aprjax import __version__
-from aprjax.bisect.page import causes, measured, words
+from aprjax.bisect.page import causes, margins_view, measured, parts, words
 from aprjax.bisect.page.documents import VERSIONS, Document
-from aprjax.bisect.page.formats import file_name, number, seconds
+from aprjax.bisect.page.formats import number, seconds
 from aprjax.bisect.page.headline import Headline, deciding, headline
 from aprjax.bisect.page.parts import FOLDER, Block, Row, columns, environment, table
 from aprjax.checkpoint.types import CheckpointError
 
+# Characters of a prompt that stand before the whole text is unfolded: two lines.
+_EXCERPT = 180
 _SEVERITIES = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -105,7 +107,8 @@ def checked(document: Document) -> Document:
         texts = token_texts([document])
         section = _section(document, 0, texts)
         _title([document], section.headline)
-        _sides([document]), _prompts([document]), _findings([document]), _made([document])
+        for make in (_sides, _prompts, _findings, _made):
+            make([document])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         what = f"the field {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(
@@ -144,7 +147,7 @@ _BLOCKS: dict[str, Callable[..., list[Block]]] = {
     "explain": causes.explain_blocks,
     "check": causes.check_blocks,
     "tokens": words.tokens_blocks,
-    "margins": words.margins_blocks,
+    "margins": margins_view.margins_blocks,
     "generate": words.generate_blocks,
     "chatml": words.chatml_blocks,
     "noise": measured.noise_blocks,
@@ -157,7 +160,7 @@ def _section(document: Document, index: int, texts: Mapping[int, str]) -> Sectio
     said = [headline(Document(document.command, part)) for part in found]
     # The prompt that decides is open, the others are folded.
     decides = next((n for n, one in enumerate(said) if one.verdict == document.verdict), 0)
-    parts = []
+    made = []
     for order, (part, one) in enumerate(zip(found, said, strict=True)):
         key = f"{index}-{order}"
         make = {
@@ -165,9 +168,9 @@ def _section(document: Document, index: int, texts: Mapping[int, str]) -> Sectio
             "replay": partial(measured.replay_blocks, part, key),
         }.get(document.command) or partial(_BLOCKS[document.command], part)
         name = _prompt_name(part) if several else ""
-        parts.append(Part(name, one.verdict, one.where, one.cause, make(), order == decides))
+        made.append(Part(name, one.verdict, one.where, one.cause, make(), order == decides))
     overview = _overview(document) if several else Markup("")
-    return Section(f"{document.command}-{index}", headline(document), overview, parts, document.source)
+    return Section(f"{document.command}-{index}", headline(document), overview, made, document.source)
 
 
 def _prompt_name(part: Mapping[str, Any]) -> str:
@@ -205,57 +208,51 @@ def _sides(documents: Sequence[Document]) -> Markup:
         for name, side in held.items():
             if not side:
                 continue
-            arithmetic = side.get("arithmetic") or (value.get("arithmetic") if name == "file" else None) or ""
-            key = (
-                name,
-                str(side.get("path", "")),
-                str(side.get("format") or ""),
-                str(arithmetic),
-                str(side.get("sha256") or ""),
-            )
-            used.setdefault(key, []).append(document.command)
-    # A report that leaves the arithmetic or the digest out says nothing against one that has them.
-    rows = []
+            run_by = side.get("arithmetic") or (value.get("arithmetic") if name == "file" else None)
+            known = (side.get("path"), side.get("format"), run_by, side.get("sha256"))
+            used.setdefault((name, *(str(word or "") for word in known)), []).append(document.command)
+    found = []
     for key, commands in used.items():
-        fuller = any(other != key and all(a in ("", b) for a, b in zip(key, other, strict=True)) for other in used)
-        if not fuller:
-            name, path, kind, arithmetic, digest = key
-            rows.append(
-                [
-                    name,
-                    file_name(path),
-                    kind,
-                    arithmetic,
-                    digest or "not taken",
-                    path,
-                    ", ".join(dict.fromkeys(commands)),
-                ]
-            )
-    return table(columns("side", "'file", "format", "arithmetic", "'sha256", "'path", "in"), rows, label="Sides")
+        # A report that leaves the arithmetic or the digest out says nothing against one that has them.
+        if any(other != key and all(a in ("", b) for a, b in zip(key, other, strict=True)) for other in used):
+            continue
+        card = dict(zip(("role", "path", "format", "arithmetic", "sha256"), key, strict=True))
+        found.append({**card, "used": _used(commands, documents)})
+    return parts.sides(found)
+
+
+def _used(commands: Iterable[str], documents: Sequence[Document]) -> str:
+    """Which reports; "" where there is but one."""
+    return ", ".join(dict.fromkeys(commands)) if len(documents) > 1 else ""
 
 
 def _prompts(documents: Sequence[Document]) -> Markup:
     """What was fed, once."""
-    found: dict[tuple[Any, ...], list[str]] = {}
+    used: dict[tuple[str, str, str, int], list[str]] = {}
     for document in documents:
         for part in document.parts:
             prompt = part.get("prompt") or part.get("fed")
             if not isinstance(prompt, Mapping):
                 continue
             fed = prompt.get("tokens") or [*(prompt.get("prompt") or []), *(prompt.get("continuation") or [])]
-            text = prompt.get("text")
-            key = (
-                str(prompt.get("name", "")),
-                "given as token ids" if text is None else str(text),
-                str(prompt.get("wrap", "")),
-                len(fed),
-            )
-            found.setdefault(key, []).append(document.command)
-    rows = [
-        [name, count, wrap, text, ", ".join(dict.fromkeys(commands))]
-        for (name, text, wrap, count), commands in found.items()
+            key = (str(prompt.get("name", "")), str(prompt.get("text") or ""), str(prompt.get("wrap", "")), len(fed))
+            used.setdefault(key, []).append(document.command)
+    found = [
+        {
+            "name": name,
+            "text": text,
+            "excerpt": _excerpt(text),
+            "wrap": wrap,
+            "count": count,
+            "used": _used(c, documents),
+        }
+        for (name, text, wrap, count), c in used.items()
     ]
-    return table(columns("prompt", "#tokens", "wrapped", "'text", "in"), rows, label="Prompts") if rows else Markup("")
+    return parts.prompts(found) if found else Markup("")
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= _EXCERPT and text.count("\n") < 4 else " ".join(text.split())[:_EXCERPT] + " …"
 
 
 def _findings(documents: Sequence[Document]) -> Markup:

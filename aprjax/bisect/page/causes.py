@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from aprjax.bisect.page.formats import number, percent, place, rounded, signed
 from aprjax.bisect.page.parts import Bar, Block, Row, Step, bars, columns, facts, paragraph, table, waterfall
 
 _TENSORS = 60
-# Bars of a waterfall: what a screen shows; the others are one bar.
+# Bars of a waterfall: what a screen shows, of those that are more than a hair's breadth; the others are one bar.
 _STEPS = 16
+_HAIR = 1 / 500
 
 
 def files_blocks(report: Mapping[str, Any]) -> list[Block]:
@@ -121,24 +124,25 @@ def locate_blocks(report: Mapping[str, Any]) -> list[Block]:
         rows = [
             [
                 place(f["layer"], f["stage"]),
-                number(f["before"]),
-                number(f["after"]),
+                *(number(f.get(key)) for key in ("before", "after")),
                 percent(f.get("healed")),
                 number(f.get("infects")),
                 _parts(f.get("parts")),
-                f["cause"],
-                confidence(f),
-                f.get("next_step") or "",
+                ". ".join(filter(None, (f["cause"], confidence(f)))),
             ]
             for f in faults
         ]
-        heads = columns(
-            "place", "#drift before", "#after", "#healed", "#infects", "part of it", "cause", "how sure", "next"
-        )
+        heads = columns("place", "#drift before", "#after", "#healed", "#infects", "part of it", "cause, and how sure")
         blocks.append(Block("What causes the drift", table(heads, rows, label="Causes"), plain=True))
+        steps = list(dict.fromkeys(f["next_step"] for f in faults if f.get("next_step")))
+        if len(steps) > 1:
+            blocks.append(Block("What to do, place by place", Markup("").join(map(paragraph, steps)), plain=True))
     runs = report.get("runs") or []
     if runs:
-        note = "Each run puts values of one side into the other; the bar is the drift that is left, on a logarithmic scale; the line is what noise explains."
+        note = (
+            "Each run puts values of one side into the other; the bar is the drift that is left, on a logarithmic scale; "
+            "the line is what noise explains."
+        )
         blocks.append(Block("The search, run by run", _runs(runs, floor), note))
     return blocks
 
@@ -153,7 +157,7 @@ def _parts(parts: Mapping[str, Any] | None) -> str:
     return f"{names} ({len(parts['names'])} of {parts['of']} {parts['kind']}), {where}{healed}"
 
 
-def _runs(runs: list[Mapping[str, Any]], floor: float | None) -> Any:
+def _runs(runs: list[Mapping[str, Any]], floor: float | None) -> Markup:
     drifts = [run["drift"] for run in runs if run.get("drift")]
     edges = [math.log10(value) for value in (*drifts, *([floor] if floor else []))]
     low, high = (min(edges) - 0.3, max(edges)) if edges else (0.0, 1.0)
@@ -208,8 +212,8 @@ def attribute_blocks(report: Mapping[str, Any]) -> list[Block]:
             place(c["layer"], c["stage"]),
             c["source"],
             *(signed(c.get(k)) for k in ("integrated", "first_order", "infects", "heals")),
-            "; ".join(f"{name} {signed(part, 2)}" for name, part in (c.get("parts") or [])[:2]),
-            "; ".join(f"{at} {signed(part, 2)}" for at, part in (c.get("positions") or [])[:3]),
+            "; ".join(f"{name}: {signed(part, 2)}" for name, part in (c.get("parts") or [])[:2]),
+            "; ".join(f"{at}: {signed(part, 2)}" for at, part in (c.get("positions") or [])[:3]),
         ]
         for c in shares
     ]
@@ -220,29 +224,28 @@ def attribute_blocks(report: Mapping[str, Any]) -> list[Block]:
     note += (
         ". “Put in” and “taken out” are real runs: the error alone put into the reference, and taken out of the model."
     )
-    blocks.append(Block("Shares", table(heads, rows, label="Shares of the change", shown=_STEPS), note, plain=True))
+    blocks.append(Block("Shares", table(heads, rows, label="Shares of the change", shown=8), note, plain=True))
     return blocks
 
 
-def _waterfall(report: Mapping[str, Any], shares: list[Mapping[str, Any]]) -> Any:
+def _waterfall(report: Mapping[str, Any], shares: list[Mapping[str, Any]]) -> Markup:
     metric = report["metric"]
     steps = [Step("reference", metric["ref"], None, "", "end", number(metric["ref"]))]
     level = metric["ref"]
-    for c in shares[:_STEPS]:
-        size = c["integrated"]
-        steps.append(
-            Step(place(c["layer"], c["stage"]), level, size, f"from the {c['source']}", _direction(size), signed(size))
-        )
+    largest = max(abs(c["integrated"]) for c in shares)
+    seen = sum(abs(c["integrated"]) >= _HAIR * largest for c in shares)
+    shown, rest = shares[: min(seen, _STEPS)], shares[min(seen, _STEPS) :]
+    for c in shown:
+        size, name = c["integrated"], place(c["layer"], c["stage"])
+        steps.append(Step(name, level, size, f"from the {c['source']}", _direction(size), signed(size)))
         level += size
-    rest = shares[_STEPS:]
     if rest:
         size = sum(c["integrated"] for c in rest)
         steps.append(Step(f"{len(rest)} more stages", level, size, "", "rest", signed(size)))
         level += size
     gap = metric["model"] - level
-    steps.append(
-        Step("what the shares miss", level, gap, f"{percent(report.get('gap'), 2)} of the change", "gap", signed(gap))
-    )
+    missed = f"{percent(report.get('gap'), 2)} of the change"
+    steps.append(Step("what the shares miss", level, gap, missed, "gap", signed(gap)))
     steps.append(Step("model", metric["model"], None, "", "end", number(metric["model"])))
     return waterfall(steps, label="The change, stage by stage")
 
@@ -274,7 +277,10 @@ def explain_blocks(report: Mapping[str, Any]) -> list[Block]:
         )
     found = report.get("explanations") or []
     if found:
-        note = "The bar is what the explanation leaves of the difference, on a logarithmic scale from 1e-8; the line is what rounding explains."
+        note = (
+            "The bar is what the explanation leaves of the difference, on a logarithmic scale from 1e−8 to 1; the line "
+            "is what rounding explains."
+        )
         blocks.append(Block("Explanations, in the order of their finding", _explanations(found), note))
         blocks.append(Block("Their numbers", _explanation_table(found), plain=True))
     left = report.get("unexplained") or []
@@ -293,7 +299,7 @@ def explain_blocks(report: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def _explanations(found: list[Mapping[str, Any]]) -> Any:
+def _explanations(found: list[Mapping[str, Any]]) -> Markup:
     return bars(
         [
             Bar(
@@ -318,7 +324,7 @@ def _log_share(value: Any) -> float:
     return min(1.0, max(0.004, (math.log10(value) + 8) / 8))
 
 
-def _explanation_table(found: list[Mapping[str, Any]]) -> Any:
+def _explanation_table(found: list[Mapping[str, Any]]) -> Markup:
     rows = [
         [
             e["id"],

@@ -15,6 +15,9 @@ _WIDTH, _HEIGHT = 920, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
 # Labels under an axis that still stand apart.
 _MOST_LABELS = 30
+# What a bar's tone stands for, and the sign on top of it.
+_KINDS = {"good": "agree", "near": "near-tie", "bad": "divergence"}
+_SIGNS = {"bad": "M0 0L5-8H-5Z", "near": "M0-1L4-5L0-9L-4-5Z"}
 _MARKERS = ("circle", "square", "triangle", "diamond")
 
 
@@ -48,11 +51,13 @@ class Mark:
 class _Frame:
     """The axes that all charts have."""
 
-    def __init__(self, labels: Sequence[str], values: list[float], *, least: float, slanted: bool = False) -> None:
+    def __init__(
+        self, labels: Sequence[str], values: Sequence[float], *, ticks: Sequence[float] = (), slanted: bool = False
+    ) -> None:
         self.bottom = _BOTTOM + (56 if slanted else 0)
         self.height = _HEIGHT + (56 if slanted else 0)
         self.plot = self.height - _TOP - self.bottom
-        self.axis = LogAxis(values, self.plot, least=least)
+        self.axis = LogAxis(values, self.plot, marks=ticks)
         self._labels, self._slanted = labels, slanted
         self.step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(labels))
 
@@ -130,13 +135,16 @@ def line_chart(
     y_name: str,
     bands: Sequence[Band] = (),
     marks: Sequence[Mark] = (),
-    least: float = 1.0,
+    ticks: Sequence[float] = (),
     slanted: bool = False,
 ) -> Markup:
-    """Lines over a logarithmic axis, with a legend; values that are not positive leave a gap."""
+    """Lines over a logarithmic axis, with a legend; values that are not positive leave a gap.
+
+    With `ticks` the axis reaches from the least to the largest of them and of the values, in place of whole decades.
+    """
     values = [v for one in series for v in one.values if is_number(v)]
     values += [edge for band in bands for edge in (band.low, band.high)]
-    frame = _Frame(labels, values, least=least, slanted=slanted)
+    frame = _Frame(labels, values, ticks=ticks, slanted=slanted)
     parts = [*map(frame.band, bands), *frame.axes(x_name, y_name), *map(frame.mark, marks)]
     for one in series:
         parts += _line(frame, one, labels)
@@ -189,7 +197,7 @@ def bar_chart(
 ) -> Markup:
     """A bar for each index over a logarithmic axis; `kinds` (a verdict's tone each) decide colour and sign."""
     numbers = [v for v in values if is_number(v)] + [edge for band in bands for edge in (band.low, band.high)]
-    frame = _Frame(labels, numbers, least=1.0)
+    frame = _Frame(labels, numbers)
     parts = [*map(frame.band, bands), *frame.axes(x_name, y_name)]
     base, width = _TOP + frame.plot, max(1.2, min(22.0, 0.8 * frame.step))
     for index, (value, kind, text) in enumerate(zip(values, kinds, words, strict=True)):
@@ -206,22 +214,35 @@ def bar_chart(
                 kind, round(x - width / 2, 1), top, round(width, 1), round(base - top, 1), text
             )
         )
-        if kind in ("bad", "near"):
-            sign = {"bad": "M0 0L5-8H-5Z", "near": "M0-1L4-5L0-9L-4-5Z"}[kind]
+        if kind in _SIGNS:
+            sign = _SIGNS[kind]
             parts.append(
                 Markup('<path class="sign {}" transform="translate({} {})" d="{}"/>').format(
                     kind, x, max(top - 2, _TOP + 9), sign
                 )
             )
-    return frame.svg(about, parts)
+    return frame.svg(about, parts) + _legend([], bands, [kind for kind in _KINDS if kind in kinds])
 
 
-def _legend(series: Sequence[Series], bands: Sequence[Band]) -> Markup:
+def _bar_key(kind: str) -> Markup:
+    bar = Markup('<rect class="bar {}" x="2" width="9" height="10"/>').format(kind)
+    if kind not in _SIGNS:
+        return bar
+    return bar + Markup('<path class="sign {}" transform="translate(20 9)" d="{}"/>').format(kind, _SIGNS[kind])
+
+
+def _legend(series: Sequence[Series], bands: Sequence[Band], kinds: Sequence[str] = ()) -> Markup:
     items = [
-        Markup(
-            '<li><svg viewBox="0 0 26 10" aria-hidden="true"><polyline class="line s{}" points="0,5 26,5"/>{}</svg>{}</li>'
-        ).format(one.style, _marker(13, 5, one.style), one.name)
+        Markup('<li><svg viewBox="0 0 26 10" aria-hidden="true">{}{}</svg>{}</li>').format(
+            Markup('<polyline class="line s{}" points="0,5 26,5"/>').format(one.style),
+            _marker(13, 5, one.style),
+            one.name,
+        )
         for one in series
+    ]
+    items += [
+        Markup('<li><svg viewBox="0 0 26 10" aria-hidden="true">{}</svg>{}</li>').format(_bar_key(kind), _KINDS[kind])
+        for kind in kinds
     ]
     items += [
         Markup('<li><svg viewBox="0 0 26 10" aria-hidden="true">{}</svg>{}</li>').format(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup, escape
 
@@ -16,7 +16,7 @@ _TONES = {
     "alike": ("good", "✓"),
     "pass": ("good", "✓"),
     "passed": ("good", "✓"),
-    "measured": ("good", "✓"),
+    "measured": ("plain", "•"),
     "explained": ("good", "✓"),
     "near-tie": ("near", "≈"),
     "warning": ("near", "!"),
@@ -32,7 +32,7 @@ NOT_MEASURED = "–"
 
 
 def tone(verdict: str) -> str:
-    """`good`, `near`, `bad`, or `none` for what was not measured or not decided."""
+    """`good`, `near`, `bad`, `plain` for what is no judgement, or `none` for what was not measured or not decided."""
     return _TONES.get(verdict, _UNKNOWN)[0]
 
 
@@ -41,7 +41,7 @@ def sign(verdict: str) -> str:
     return _TONES.get(verdict, _UNKNOWN)[1]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number; booleans are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -56,6 +56,8 @@ def number(value: Any, digits: int = 4) -> str:
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
         mantissa, _, exponent = f"{value:.{max(digits - 2, 1)}e}".partition("e")
         return f"{_minus(mantissa)}e{_minus(str(int(exponent)))}"
+    if abs(value) >= 10**digits:
+        return _minus(f"{value:,.0f}".replace(",", "\u202f"))
     return _minus(f"{value:.{digits}g}")
 
 
@@ -82,10 +84,19 @@ def place(layer: int, stage: str) -> str:
 
 
 def prose(text: Any) -> Markup:
-    """A sentence in which `backticks` become code; everything is escaped."""
+    """A sentence in which `backticks` become code and long names may break after a dot; everything is escaped."""
     parts = re.split(r"`([^`\n]+)`", str(text or ""))
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if index % 2 else _breakable(part) for index, part in enumerate(parts)
+    )
+
+
+def _breakable(text: str) -> Markup:
+    """A tensor's name is longer than a narrow screen's line, and has no space."""
+    words = re.split(r"([\w.]{24,})", text)
+    return Markup("").join(
+        Markup(".<wbr>").join(map(escape, word.split("."))) if index % 2 else escape(word)
+        for index, word in enumerate(words)
     )
 
 

@@ -25,7 +25,7 @@ _TELLING = (
     "attribute",
     "noise",
 )
-_WORST = ("bad", "none", "near", "good")
+_WORST = ("bad", "none", "near", "good", "plain")
 QUESTIONS = {
     "check": "Which contracts hold?",
     "files": "Do the two files hold the same model?",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aprjax.bisect.page.formats import number, place, rounded
+from aprjax.bisect.page.formats import is_number, number, place, rounded
 from aprjax.bisect.page.scales import colour_bin
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 
@@ -99,7 +99,15 @@ def of_layers(report: Mapping[str, Any], key: str, texts: Mapping[int, str]) -> 
         ("ratio", "std ratio, as |ratio − 1|"),
     ]
     marks = {"first": "first divergence", "beyond": "more than rounding explains"}
-    return _built(key, "Relative L2 by layer and stage", measures, cells, accused, context, marks)
+    return _built(
+        key,
+        "Relative L2 by layer and stage",
+        measures=measures,
+        cells=cells,
+        accused=accused,
+        context=context,
+        marks=marks,
+    )
 
 
 def _layers_cell(layer: int, stage: str, found: Mapping[str, Any], accused: bool) -> Cell:
@@ -107,7 +115,7 @@ def _layers_cell(layer: int, stage: str, found: Mapping[str, Any], accused: bool
     tolerance, unmeasured = found.get("tolerance"), found.get("unmeasured")
     # Between two arithmetics only what the file itself adds is judged; the report does not say that number.
     mixed = found.get("arithmetic_rel_l2") is not None
-    beyond = not mixed and None not in (local, tolerance) and local > tolerance
+    beyond = not mixed and is_number(local) and is_number(tolerance) and local > tolerance
     at = found.get("max_abs_at") or [None, None]
     keys = ("rms_ratio", "cosine", "max_abs", "share_1e3", "share_5e3", "arithmetic_rel_l2", "tolerance")
     data: dict[str, Any] = {name: rounded(found.get(name)) for name in keys}
@@ -159,7 +167,8 @@ def of_replay(report: Mapping[str, Any], key: str) -> HeatMap | None:
         cells[layer, stage] = Cell(layer, stage, {"local": shade}, words, mark, data)
     title = "Distance of every node from what the file gives, worst position"
     measures = [("local", "relative L2 of the worst position")]
-    return _built(key, title, measures, cells, accused, {}, {"beyond": "unexplained by the file"})
+    unexplained = {"beyond": "unexplained by the file"}
+    return _built(key, title, measures=measures, cells=cells, accused=accused, context={}, marks=unexplained)
 
 
 def _absent(layer: int, stage: str, measures: list[tuple[str, str]]) -> Cell:
@@ -170,6 +179,7 @@ def _absent(layer: int, stage: str, measures: list[tuple[str, str]]) -> Cell:
 def _built(
     key: str,
     title: str,
+    *,
     measures: list[tuple[str, str]],
     cells: dict[tuple[int, str], Cell],
     accused: tuple[Any, Any] | None,

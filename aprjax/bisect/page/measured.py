@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
 from aprjax.bisect.page import heat
 from aprjax.bisect.page.charts import Band, Mark, Series, bar_chart, line_chart
-from aprjax.bisect.page.formats import number, percent, place, seconds, tone
+from aprjax.bisect.page.formats import number, place, seconds, tone
 from aprjax.bisect.page.parts import Block, Row, Token, columns, heat_map, paragraph, strip, table
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 
-# Upstream's bands of the std ratio: apr-vs-gguf-forward-parity-v1, and the tighter one of issue "What people see".
+# Bands of the std ratio: upstream's (apr-vs-gguf-forward-parity-v1, contracts.md 1.3), and a tighter one beside it.
 BANDS = ((0.5, 2.0), (0.7, 1.4))
-# The stages whose ratio is drawn: the one that upstream's contract speaks of, the attention's part and the hidden state.
+# The stages whose ratio is drawn: the one that upstream's contract speaks of, attention's part, the hidden state.
 _RATIO_STAGES = (Stage.FFN_SWIGL, Stage.ATTN_OUT, Stage.POST_FFN_RESIDUAL)
+# So far the axis reaches even where nothing differs: a little beyond the wider band.
+_RATIO_TICKS = (0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 2.5)
 _MOST_BARS = 2048
 _WORST = 12
 
@@ -25,7 +29,7 @@ def layers_blocks(report: Mapping[str, Any], key: str, texts: Mapping[int, str])
     blocks = []
     found = heat.of_layers(report, key, texts)
     if found is not None:
-        note = "Every column is a stage in the order of execution, every row a layer. Local: what the stage adds by itself."
+        note = "Columns are stages in the order of execution, rows are layers. Local: what a stage adds by itself."
         blocks.append(Block(found.title, heat_map(found), note))
         blocks.append(Block("Ratio of standard deviations, model over reference", _ratios(report), _ratio_note(report)))
         blocks.append(Block("Largest local differences", _largest(report), plain=True))
@@ -37,7 +41,7 @@ def layers_blocks(report: Mapping[str, Any], key: str, texts: Mapping[int, str])
     return blocks
 
 
-def _ratios(report: Mapping[str, Any]) -> Any:
+def _ratios(report: Mapping[str, Any]) -> Markup:
     layers = [layer for layer in report["layers"] if layer["layer"] != OUTSIDE]
     labels = [str(layer["layer"]) for layer in layers]
     lines = [
@@ -52,7 +56,9 @@ def _ratios(report: Mapping[str, Any]) -> Any:
     if first and str(first["layer"]) in labels:
         marks = [Mark(labels.index(str(first["layer"])), f"first divergence: {first['stage']}")]
     about = "Ratio of standard deviations by layer, with the bands 0.5 to 2 and 0.7 to 1.4"
-    return line_chart(about, labels, lines, x_name="layer", y_name="ratio", bands=bands, marks=marks)
+    return line_chart(
+        about, labels, lines, x_name="layer", y_name="ratio", bands=bands, marks=marks, ticks=_RATIO_TICKS
+    )
 
 
 def _stage(layer: Mapping[str, Any], stage: Stage) -> Mapping[str, Any]:
@@ -74,7 +80,7 @@ def _ratio_note(report: Mapping[str, Any]) -> str:
     )
 
 
-def _largest(report: Mapping[str, Any]) -> Any:
+def _largest(report: Mapping[str, Any]) -> Markup:
     rows = [(layer["layer"], stage, found) for layer in report["layers"] for stage, found in layer["stages"].items()]
     rows = sorted((row for row in rows if row[2].get("local_rel_l2")), key=lambda row: -row[2]["local_rel_l2"])
     if not rows:
@@ -121,8 +127,8 @@ def _margins(report: Mapping[str, Any], texts: Mapping[int, str]) -> list[Block]
     verdicts = [layers_token_verdict(margin) for margin in margins]
     words = [
         f"position {m['position']}, {verdict}: after “{readable(tokens[m['position']])}” the reference says "
-        f"“{readable(m['ref']['top1'])}” by {number(m['ref']['margin'], 3)}, the model “{readable(m['model']['top1'])}” by "
-        f"{number(m['model']['margin'], 3)}, KL {number(m['kl'], 2)}"
+        f"“{readable(m['ref']['top1'])}” by {number(m['ref']['margin'], 3)}, the model “{readable(m['model']['top1'])}” "
+        f"by {number(m['model']['margin'], 3)}, KL {number(m['kl'], 2)}"
         for m, verdict in zip(margins, verdicts, strict=True)
     ]
     shown = [
@@ -130,7 +136,8 @@ def _margins(report: Mapping[str, Any], texts: Mapping[int, str]) -> list[Block]
         for m, verdict, text in zip(margins, verdicts, words, strict=True)
     ]
     flips = [m for m in margins if m["flip"]]
-    note = f"What both sides were fed; each token is marked by what the two say after it. {len(flips)} of {len(margins)} positions flip."
+    note = "What both sides were fed; each token is marked by what the two say after it. "
+    note += f"{len(flips)} of {len(margins)} positions flip."
     blocks = [Block("Tokens by verdict", strip(shown, label="Tokens by verdict"), note)]
     blocks.append(
         Block(
@@ -167,7 +174,7 @@ def margin_bars(
     verdicts: Sequence[str],
     words: Sequence[str],
     bands: Sequence[Band] = (),
-) -> Any:
+) -> Markup:
     """The margins as bars; flips have a sign on top."""
     cut = slice(_MOST_BARS)
     kinds = [tone(verdict) for verdict in verdicts]
@@ -184,7 +191,7 @@ def margin_bars(
     )
 
 
-def _floor(noise: Mapping[str, Any]) -> Any:
+def _floor(noise: Mapping[str, Any]) -> Markup:
     text = paragraph(str(noise.get("method") or ""))
     floors = noise.get("rel_l2") or {}
     if not floors:
@@ -233,7 +240,7 @@ def replay_blocks(report: Mapping[str, Any], key: str) -> list[Block]:
     return blocks
 
 
-def _by_stage(report: Mapping[str, Any]) -> Any:
+def _by_stage(report: Mapping[str, Any]) -> Markup:
     rows = []
     verdicts = list(report["counts"])
     for stage in dict.fromkeys(node["stage"] for node in report["nodes"]):
@@ -278,8 +285,3 @@ def noise_blocks(report: Mapping[str, Any]) -> list[Block]:
         Block("By stage, the median over the layers", table(heads, rows, label="Medians by stage"), folded=True)
     )
     return blocks
-
-
-def share(part: int, whole: int) -> str:
-    """Such as "3 of 24 (12.5 %)"."""
-    return f"{part} of {whole} ({percent(part / whole)})" if whole else "none"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column: its heading and what its cells hold ("text", "number", "code", "verdict")."""
+    """A table's column: its heading, what its cells hold ("text", "number", "code", "verdict"), a class of width."""
 
     name: str
     kind: str = "text"
+    width: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,18 @@ def table(
     """A table that scrolls sideways where it must; what is beyond `shown` rows is folded away."""
     made = [row if isinstance(row, Row) else Row(row) for row in rows]
     kept = made[:MOST_ROWS]
+    # A column in which no row says anything is left out.
+    told = [n for n, _ in enumerate(heads) if any(row.cells[n] not in ("", None) for row in kept)]
+    kept = [Row([row.cells[n] for n in told], row.tone) for row in kept]
+    heads = [heads[n] for n in told]
+    heads = [replace(head, width=_width([row.cells[index] for row in kept])) for index, head in enumerate(heads)]
     return _part("table", columns=heads, rows=kept[:shown], more=kept[shown:], left=len(made) - len(kept), label=label)
+
+
+def _width(cells: Sequence[Any]) -> str:
+    """Short cells stay on one line, long ones get room: a narrow screen scrolls sideways rather than down."""
+    longest = max((len(str(cell)) for cell in cells), default=0)
+    return "short" if longest <= 26 else ("long" if longest > 60 else "middle")
 
 
 def strip(tokens: Sequence[Token], *, label: str) -> Markup:
@@ -204,6 +216,16 @@ def texts(found: Sequence[tuple[str, str, str]], *, label: str) -> Markup:
 def difference(text: str, *, label: str) -> Markup:
     """A unified diff."""
     return _part("difference", lines=text.splitlines()[2:], label=label)
+
+
+def sides(found: Sequence[Mapping[str, str]]) -> Markup:
+    """The files and engines, a card each."""
+    return _part("sides", found=found)
+
+
+def prompts(found: Sequence[Mapping[str, Any]]) -> Markup:
+    """What was fed; long texts are folded."""
+    return _part("prompts", found=found)
 
 
 def paragraph(text: str) -> Markup:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from aprjax.bisect.page.formats import is_number
 
-# Half decades from 1e-8, a sixth of float32's unit roundoff (6e-8), to 1, where nothing of the reference is left.
+# Half decades from 1e-7, just above float32's unit roundoff (6e-8), so that rounding stays pale, to 10; a stage whose
+# direction is lost differs by about sqrt(2).
 BINS = 16
-_FIRST_DECADE = -8
+_FIRST_DECADE = -7
 
 
 def colour_bin(value: Any) -> str:
@@ -25,20 +27,20 @@ def colour_bin(value: Any) -> str:
 
 def legend() -> list[tuple[int, str]]:
     """The bins and the labels of those at which a decade begins."""
-    return [(index, "" if index % 4 else f"1e{_FIRST_DECADE + index // 2}".replace("-", "−")) for index in range(BINS)]
+    return [(index, "" if index % 4 else _label(_FIRST_DECADE + index // 2)) for index in range(BINS)]
 
 
 class LogAxis:
     """Positions on a logarithmic axis of a given length, and its ticks."""
 
-    def __init__(self, values: list[float], length: float, *, least: float = 1.0) -> None:
-        """Covers `values` (those that are not positive are left out) in whole decades, at least `least` of them."""
-        logs = [math.log10(value) for value in values if is_number(value) and value > 0]
+    def __init__(self, values: Sequence[float], length: float, *, marks: Sequence[float] = ()) -> None:
+        """Covers what is positive of `values` in whole decades; with `marks` for its ticks, as far as both reach."""
+        logs = [math.log10(value) for value in (*values, *marks) if is_number(value) and value > 0]
         low, high = (min(logs), max(logs)) if logs else (-1.0, 0.0)
-        self.low, self.high = math.floor(low), math.ceil(high)
-        if self.high - self.low < least:
-            self.high = self.low + math.ceil(least)
-        self._length = length
+        self.low, self.high = (low - 0.02, high + 0.02) if marks else (math.floor(low), math.ceil(high))
+        if self.high <= self.low:
+            self.high = self.low + 1
+        self._length, self._marks = length, marks
 
     def at(self, value: float) -> float:
         """The distance from the axis's low end; a value beyond an end stays at it."""
@@ -48,11 +50,13 @@ class LogAxis:
         return self._length * min(1.0, max(0.0, share))
 
     def ticks(self) -> list[tuple[float, str]]:
-        """At most seven: position and label."""
-        step = max(1, math.ceil((self.high - self.low) / 6))
-        marks = range(self.low, self.high + 1, step)
-        return [(self.at(10.0**power), _label(power)) for power in marks]
+        """At most seven decades, or the marks: position and label."""
+        decades = range(math.ceil(self.low), math.floor(self.high) + 1)
+        step = max(1, math.ceil(len(decades) / 6))
+        # Marks are those near 1; where values reach far beyond them their decades are marked, too.
+        far = [power for power in decades[::step] if not self._marks or not -1 <= power <= 1]
+        return [(self.at(mark), f"{mark:g}") for mark in self._marks] + [(self.at(10.0**p), _label(p)) for p in far]
 
 
 def _label(power: int) -> str:
-    return f"{10**power:g}" if 0 <= power <= 3 else (f"{10.0**power:g}" if power >= -2 else f"1e−{-power}")
+    return f"{10.0**power:g}" if -2 <= power <= 3 else f"1e{power}".replace("-", "\u2212")

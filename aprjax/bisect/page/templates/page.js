@@ -18,6 +18,7 @@ function number(value, digits = 4) {
     const [mantissa, exponent] = value.toExponential(Math.max(digits - 2, 1)).split("e");
     return minus(mantissa + "e" + Number(exponent));
   }
+  if (size >= 10 ** digits) return minus(Math.round(value).toLocaleString("en").replaceAll(",", "\u202f"));
   return minus(String(Number(value.toPrecision(digits))));
 }
 const minus = (text) => text.replaceAll("-", "\u2212");
@@ -68,6 +69,10 @@ function halves(text) {
     return sign * (exponent ? (1 + rest / 1024) * 2 ** (exponent - 15) : rest * 2 ** -24);
   });
 }
+
+// The plots of a stage's details, in units of their own.
+const WIDE = 320;
+const HIGH = 84;
 
 // --- heat maps ---------------------------------------------------------------------------------------------------
 for (const view of document.querySelectorAll("[data-heat]")) heatMap(view);
@@ -205,8 +210,6 @@ function spreadParts(spread, words, data, token) {
   return parts;
 }
 
-const WIDE = 320;
-const HIGH = 84;
 function framed(label, count, shape, say) {
   const svg = make("svg", { viewBox: `-34 -4 ${WIDE + 36} ${HIGH + 10}`, role: "img", "aria-label": label });
   svg.append(...shape);
@@ -243,7 +246,7 @@ function logBars(values, say, label) {
   const place = (log) => ((log - low) / (high - low)) * HIGH;
   const every = Math.max(1, Math.ceil((high - low) / 4));
   const marks = [];
-  for (let power = low; power <= high; power += every) marks.push([HIGH - place(power), power === 0 ? "1" : minus("1e" + power)]);
+  for (let power = low; power <= high; power += every) marks.push([HIGH - place(power), power < -2 || power > 3 ? minus("1e" + power) : String(10 ** power)]);
   // Equal to the bit has no bar; what is no number reaches the top.
   const height = (index) => (values[index] === 0 ? null : Number.isFinite(values[index]) ? Math.max(1, place(Math.log10(values[index]))) : HIGH);
   return framed(label, values.length, [...axis(marks), ...bars(values.length, height, "var(--s0)")], say);
