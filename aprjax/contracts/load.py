@@ -146,8 +146,16 @@ def contract_files(paths: Sequence[Path] | None = None) -> list[Path]:
             raise FileNotFoundError(
                 f"{path}: {'no contract (*.yaml) in the folder' if path.is_dir() else 'no such file'}"
             )
-        files += found
+        files += [_shortest(file) for file in found]
     return list(dict.fromkeys(files))
+
+
+def _shortest(path: Path) -> Path:
+    """The path from here, where it lies below: that is what people read in messages."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
 
 
 def _unknown_keys(path: Path, document: Document) -> list[Problem]:

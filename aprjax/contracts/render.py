@@ -27,21 +27,23 @@ def render_check(report: CheckReport, console: Console) -> None:
             continue
         console.print(f"\n[bold]{escape(contract.id)}[/] {contract.metadata.version}")
         for outcome in mine:
+            if outcome.test_id in report.not_applicable:
+                continue
             style = _STYLE[outcome.status]
             console.print(
                 f"  [{style}]{outcome.status:10}[/] {escape(outcome.test_id)}: {escape(outcome.reason)}", soft_wrap=True
             )
+        elsewhere = [outcome.test_id for outcome in mine if outcome.test_id in report.not_applicable]
+        if elsewhere:
+            text = f"  [dim]not about two sides: {escape(', '.join(elsewhere))}[/]"
+            console.print(text, soft_wrap=True)
     console.print()
     failed = [outcome.test_id for outcome in report.outcomes if outcome.status is Status.FAIL]
-    open_ones = [
-        outcome.test_id
-        for outcome in report.outcomes
-        if outcome.status is Status.UNMEASURED and outcome.test_id not in report.allowed
-    ]
-    allowed = report.count(Status.UNMEASURED) - len(open_ones)
+    open_ones = [outcome.test_id for outcome in report.required if outcome.status is Status.UNMEASURED]
+    agreed = report.count(Status.UNMEASURED) - len(open_ones)
     console.print(
         f"{report.count(Status.PASS)} passed, [red]{len(failed)} failed[/], {len(open_ones)} unmeasured, "
-        f"{allowed} unmeasured by agreement (not applicable, or --allow-unmeasured); {report.seconds:.0f} s"
+        f"{agreed} not required (not about two sides, or --allow-unmeasured); {report.seconds:.0f} s"
     )
     for what, ids in (("failed", failed), ("unmeasured", open_ones)):
         if ids:

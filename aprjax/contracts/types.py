@@ -114,9 +114,10 @@ class Threshold:
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
         if self.equals is not None:
-            return f"{self.measure} = {self.equals}{unit}"
+            plain = f"{self.equals:g}" if type(self.equals) in (int, float) else str(self.equals).lower()
+            return f"{self.measure} = {self.equals if isinstance(self.equals, str) else plain}{unit}"
         if self.minimum is not None and self.maximum is not None:
-            return f"{self.minimum:g} ≤ {self.measure} ≤ {self.maximum:g}{unit}"
+            return f"{self.measure} in [{self.minimum:g}, {self.maximum:g}]{unit}"
         if self.minimum is not None:
             return f"{self.measure} ≥ {self.minimum:g}{unit}"
         return f"{self.measure} ≤ {self.maximum:g}{unit}"
@@ -420,6 +421,17 @@ class CheckReport:
     artifacts: Mapping[str, str] = field(default_factory=dict, repr=False)
     allowed: tuple[str, ...] = ()
 
+    @property
+    def not_applicable(self) -> frozenset[str]:
+        """Tests that their contract declares to be about something else than two sides."""
+        return frozenset(t.id for c in self.contracts for t in c.falsification_tests if t.not_applicable)
+
+    @property
+    def required(self) -> tuple[TestOutcome, ...]:
+        """The outcomes that the exit code waits for."""
+        free = {*self.allowed, *self.not_applicable}
+        return tuple(outcome for outcome in self.outcomes if outcome.test_id not in free)
+
     def count(self, status: Status) -> int:
         """How many tests ended so."""
         return sum(outcome.status is status for outcome in self.outcomes)
@@ -429,7 +441,7 @@ class CheckReport:
         """1 with a failure; 3 where something was left unmeasured that was not allowed to be; 0 otherwise."""
         if self.count(Status.FAIL):
             return 1
-        missing = [o for o in self.outcomes if o.status is Status.UNMEASURED and o.test_id not in self.allowed]
+        missing = any(outcome.status is Status.UNMEASURED for outcome in self.required)
         return 3 if missing or not self.count(Status.PASS) else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -439,6 +451,7 @@ class CheckReport:
             "passed": self.count(Status.PASS),
             "failed": self.count(Status.FAIL),
             "unmeasured": self.count(Status.UNMEASURED),
+            "not_applicable": sorted(self.not_applicable),
             "allowed_unmeasured": list(self.allowed),
             "exit_code": self.exit_code,
             "sides": {name: asdict(side) for name, side in self.sides.items()},

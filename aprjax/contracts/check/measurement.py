@@ -111,6 +111,8 @@ def _bound(threshold: Threshold) -> str:
 
 
 def _shown(value: float | int | str | bool | None) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

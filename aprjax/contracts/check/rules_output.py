@@ -19,10 +19,13 @@ _KIND = {"001": "pair", "002": "backends", "003": "arithmetics"}
 def _numbers(report: MarginsReport) -> dict[str, Any]:
     rows = report.rows
     cosines = [row.cosine for row in rows]
+    # In standard deviations of the two sides' difference at the position, as `layers` judges a flip without noise runs.
+    sigmas = [(row.widest_gap or 0.0) / row.rms_delta if row.rms_delta else np.inf for row in report.flips]
     return {
         "positions": len(rows),
         "least_cosine": min((c for c in cosines if c is not None), default=None) if None not in cosines else None,
         "flips": len(report.flips),
+        "widest_flip_sigmas": max(sigmas, default=0.0),
         "flips_beyond_noise": sum(row.verdict is Verdict.DIVERGENCE for row in rows),
         "largest_kl": max((row.kl for row in rows if row.kl is not None), default=None),
         "largest_logit_difference": max((row.max_delta for row in rows if row.max_delta is not None), default=None),

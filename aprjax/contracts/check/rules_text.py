@@ -164,6 +164,13 @@ def one_beginning(asked: Asked) -> Measurement:
     return _compared(asked, "doubled_bos", lambda found: found == "double-bos", "no rendered prompt begins with two")
 
 
+def _no_template(asked: Asked) -> Measurement | None:
+    """Two files without a template are two base models: there is nothing to render."""
+    if any(asked.bench.checkpoint(side).chat_template for side in ("model", "ref")):
+        return None
+    return Measurement(unmeasured="neither file holds a chat template (tokenizer.chat_template): both are base models")
+
+
 def _render(file: Checkpoint, conversation: Iterable[tuple[str, str]], **options: Any) -> str:
     return render_chat(file, [{"role": role, "content": content} for role, content in conversation], **options)
 
@@ -171,6 +178,9 @@ def _render(file: Checkpoint, conversation: Iterable[tuple[str, str]], **options
 @measures("FALSIFY-CHAT-001")
 def same_rendering(asked: Asked) -> Measurement:
     """Both files' own templates give every conversation the same bytes, with and without the assistant's header."""
+    missing = _no_template(asked)
+    if missing is not None:
+        return missing
     differing = 0
     first = ""
     for conversation in _CONVERSATIONS:
@@ -204,6 +214,9 @@ def one_system_turn(asked: Asked) -> Measurement:
     """Of several system messages none is lost, and the first turn is a system turn."""
     first, second = "You are terse.", "Answer in English."
     conversation = (("system", first), ("system", second), ("user", "Hello"))
+    missing = _no_template(asked)
+    if missing is not None:
+        return missing
     try:
         text = _render(asked.bench.checkpoint("model"), conversation)
     except TemplateError as error:
@@ -231,6 +244,9 @@ def messages_stay_apart(asked: Asked) -> Measurement:
 def golden_rendering(asked: Asked) -> Measurement:
     """The golden conversation, rendered by the model's own template, is the golden text to the byte."""
     conversation = (("system", GOLDEN_SYSTEM), ("user", GOLDEN_USER))
+    missing = _no_template(asked)
+    if missing is not None:
+        return missing
     try:
         text = _render(asked.bench.checkpoint("model"), conversation)
     except TemplateError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from aprjax.contracts.check.measurement import Asked, Measurement, measures
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.trace import MemoryTrace, TraceInfo
-from aprjax.trace.aprt_writer import write_aprt
+from aprjax.trace.aprt_writer import file_name, write_aprt
 from aprjax.trace.trace import this_platform
 
 # A trace that is small enough to be written twice: two layers of the first tokens.
@@ -69,13 +69,14 @@ def self_describing(asked: Asked) -> Measurement:
     folder, _, values = _folders(asked)
     wrong = missing = altered = 0
     for (layer, stage), value in values.items():
-        path = folder / (f"{stage}.bin" if layer == OUTSIDE else f"layer-{layer}/{stage}.bin")
+        path = folder / file_name(layer, stage)
         if not path.is_file():
             missing += 1
             continue
         raw = path.read_bytes()
         expected = value[-1:] if stage is Stage.LM_HEAD else value
-        number = _WHOLE_MODEL if layer == OUTSIDE else layer
+        # Upstream files the embedding among layer 0's stages.
+        number = _WHOLE_MODEL if layer == OUTSIDE and stage is not Stage.EMBEDDING else max(layer, 0)
         wrong += raw[:12] != b"APRT" + struct.pack("<II", number, expected.size)
         altered += raw[12:] != expected.astype("<f4").tobytes()
     return Measurement(
