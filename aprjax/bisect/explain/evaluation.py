@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from aprjax.bisect.cause import MATMUL_STAGES
 from aprjax.bisect.explain.hypothesis import Change, Node
-from aprjax.bisect.explain.nodes import NodeContext, needed_inputs, node_function, rounded
+from aprjax.bisect.explain.nodes import NodeContext, needed_inputs, node_function
 from aprjax.bisect.explain.variant import SOUND, Variant
 from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
 
@@ -135,7 +135,7 @@ class Evaluation:
                 inputs["previous"] = inputs["previous"][list(evidence.head_positions)]
             if stage in MATMUL_STAGES:
                 (x,) = inputs.values()
-                value = evidence.product(node, rounded(x, variant.rounded, np), variant)
+                value = evidence.product(node, x, variant)
             else:
                 here = evidence.node_context(node, variant)
                 with np.errstate(all="ignore"):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from aprjax.bisect.cause import tensors_of
 from aprjax.bisect.explain.evaluation import HEAD_STAGES, Applied, Evaluation, ordered, sources
+from aprjax.bisect.explain.activations import through_blocks
 from aprjax.bisect.explain.hypothesis import Candidate, Hypothesis, Node, Scored
 from aprjax.bisect.explain.nodes import NodeContext
 from aprjax.bisect.explain.variant import Variant
@@ -22,13 +23,15 @@ from aprjax.bisect.replay.judge import row_distances
 from aprjax.bisect.replay.layers import visible_part
 from aprjax.bisect.replay.report import NodeReport, NodeVerdict, ReplayReport
 from aprjax.checkpoint.types import Checkpoint, EncodedTensor, ModelConfig
-from aprjax.qwen2.arithmetic import Arithmetic
+from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
 from aprjax.qwen2.loading import head_tensor, pack
 from aprjax.qwen2.model import bucket, precision_scope
 from aprjax.qwen2.modules import PackedWeight
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.trace import AnyTrace, Trace
 
+# Decoded weights times float32: what activations quantized beforehand are multiplied by, and derivatives go through.
+DECODED = PRESETS["float32"]
 # Values of the trace that are kept: a layer of a prompt of some hundred tokens, several layers of a short one.
 _KEPT_BYTES = 256 << 20
 # Matrices that are kept, laid out for computing: those of two layers.
@@ -253,11 +256,10 @@ class Evidence:
         values = given.decode() if isinstance(given, EncodedTensor) else given
         return np.asarray(values, np.float64).reshape(-1)
 
-    def node_context(self, node: Node, variant: Variant, xp: Any = np) -> NodeContext:
+    def node_context(self, node: Node, variant: Variant) -> NodeContext:
         """What a node that is no matrix product is computed with."""
         layer, stage = node
-        half = (variant.arithmetic or self.arithmetic).kv_cache == "float16"
-        context = NodeContext(xp, self.config, half)
+        context = NodeContext(np, self.config, self.arithmetic.kv_cache == "float16")
         if stage in _NORMS:
             own, other = (name.format(layer % self.config.num_layers) for name in _NORMS[stage])
             return replace(context, norm=self.vector(own, variant), other_norm=self.vector(other, variant))
@@ -283,15 +285,18 @@ class Evidence:
 
     def product(self, node: Node, x: np.ndarray, variant: Variant) -> np.ndarray:
         """A matrix product of a stage, `[position, out]` in float64, as the arithmetic has it."""
-        arithmetic = variant.arithmetic or self.product_arithmetic
+        kind = variant.activations
         names = tensors_of(*node)
         if node[1] is Stage.LM_HEAD and variant.head == "embedding":
             names = ("model.embed_tokens.weight",)
-        count = len(x)
-        padded = np.zeros((bucket(count), x.shape[1]), np.float32)
-        padded[:count] = x
-        parts = [self._multiplied(self.packed(name, variant), padded, arithmetic)[:count] for name in names]
-        return np.concatenate(parts, axis=1).astype(np.float64)
+        parts = []
+        for name in names:
+            weight = self.packed(name, variant)
+            fed = x if kind is None else through_blocks(x, kind, weight.blocks.name)
+            padded = np.zeros((bucket(len(x)), x.shape[1]), np.float32)
+            padded[: len(x)] = fed
+            parts.append(self._multiplied(weight, padded, self.product_arithmetic if kind is None else DECODED))
+        return np.concatenate(parts, axis=1)[: len(x)].astype(np.float64)
 
     @cached_property
     def product_arithmetic(self) -> Arithmetic:

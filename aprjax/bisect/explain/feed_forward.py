@@ -80,12 +80,10 @@ def _scaled(stage: Stage) -> Hypothesis:
         return replace(variant, factors={**variant.factors, stage: value * variant.factors.get(stage, 1.0)})
 
     def words(value: float, error: float, evidence: Evidence) -> str:
-        # A factor of nothing is no factor.
-        if abs(value) < 1e-9:
-            return f"{stage} is zero"
         return f"{stage} is multiplied by {with_error(value, error)}"
 
-    return fitted(f"scaled-{stage}", (stage,), Number("factor", shift), words)
+    special = tuple(slug for slug, where in _SCALES if where is stage)
+    return fitted(f"scaled-{stage}", (stage,), Number("factor", shift), words, generalises=(f"zero-{stage}", *special))
 
 
 RESIDUALS: tuple[Hypothesis, ...] = (
@@ -100,4 +98,12 @@ RESIDUALS: tuple[Hypothesis, ...] = (
         head="embedding",
     ),
 )
-SCALED: tuple[Hypothesis, ...] = tuple(_scaled(stage) for stage in Stage)
+# What scales a stage's whole value, too, and says why.
+_SCALES = tuple(
+    (slug, Stage.ATTN_SCORES)
+    for slug in ("attn-scale", "attn-scale-missing", "attn-scale-multiplied", "attn-scale-twice", "attn-scale-hidden")
+)
+SCALED: tuple[Hypothesis, ...] = (
+    *(choice(f"zero-{stage}", (stage,), f"{stage} is zero", factors={stage: 0.0}) for stage in Stage),
+    *(_scaled(stage) for stage in Stage),
+)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from aprjax.bisect.explain.evaluation import Applied
+from aprjax.bisect.explain.evaluation import Applied, Evaluation
 from aprjax.bisect.explain.hypothesis import Node
 from aprjax.bisect.replay.layers import visible_part
 from aprjax.qwen2.stages import Stage
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 # Of a step, relative to the parameter, below which it makes no difference: float32 traces have 7 digits, and a fit
 # over thousands of values a few more.
 _SMALLEST_STEP = 1e-9
-# A fault that a fit removes shows within so many steps; what is not halved by then (in squares) is another.
-_TRIAL_STEPS = 4
-_LEAST_GAIN = 0.5
+# A fault that a fit removes shows within so many steps: the squares that must be gone by then.
+_TRIALS = {1: 0.02, 4: 0.5}
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def fit(
             damping *= 10
         if not moved or np.all(np.abs(step) <= _SMALLEST_STEP * np.maximum(np.abs(at), 1e-3)):
             break
-        if gained <= 1e-10 * squares or (taken == _TRIAL_STEPS and squares > _LEAST_GAIN * first):
+        if gained <= 1e-10 * squares or squares > (1 - _TRIALS.get(taken, 0.0)) * first:
             break
     errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(curvature)) * squares, 0.0))
     return Fit(*problem.from_free(at, errors), (first, squares), taken)
@@ -146,6 +145,7 @@ class _Problem:
     ) -> None:
         self.evidence, self.specs, self.rows = evidence, specs, rows
         self.nodes = nodes
+        self._last: tuple[tuple[float, ...], Evaluation] | None = None
         self.norms = {node: self._row_norms(node) for node in nodes}
 
     def to_free(self, values: Sequence[float]) -> Float[np.ndarray, " parameter"]:
@@ -164,11 +164,19 @@ class _Problem:
         factors = [value if spec.logarithmic else 1.0 for value, spec in zip(values, self.specs, strict=True)]
         return tuple(map(float, values)), tuple(float(e * f) for e, f in zip(errors, factors, strict=True))
 
+    def evaluation(self, at: np.ndarray) -> Evaluation:
+        """The nodes at some coordinates; the last is kept, since slopes are taken where residuals were."""
+        key = tuple(at)
+        if self._last is None or self._last[0] != key:
+            evaluation = self.evidence.base
+            for spec, value in zip(self.specs, self.values(at), strict=True):
+                evaluation = evaluation.with_change(spec.applied(float(value)))
+            self._last = key, evaluation
+        return self._last[1]
+
     def residuals(self, at: np.ndarray) -> Float[np.ndarray, " value"]:
         """Value minus prediction, in units of each position's norm."""
-        evaluation = self.evidence.base
-        for spec, value in zip(self.specs, self.values(at), strict=True):
-            evaluation = evaluation.with_change(spec.applied(float(value)))
+        evaluation = self.evaluation(at)
         parts = []
         for node in self.nodes:
             value = self.evidence.value(node)
@@ -182,10 +190,11 @@ class _Problem:
         from aprjax.bisect.explain.programs import derivatives
 
         values = self.values(at)
+        evaluation = self.evaluation(at)
         changes = tuple((spec.shift, spec.applied(1.0)) for spec in self.specs)
         columns: list[list[np.ndarray]] = [[] for _ in self.specs]
         for node in self.nodes:
-            for index, tangent in enumerate(derivatives(self.evidence, self.evidence.base, node, changes, values)):
+            for index, tangent in enumerate(derivatives(evaluation, node, changes, values)):
                 factor = values[index] if self.specs[index].logarithmic else 1.0
                 columns[index].append(self._scaled(node, tangent * factor))
         return np.stack([np.concatenate(column) for column in columns], axis=1)

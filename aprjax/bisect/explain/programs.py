@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from aprjax.bisect.explain.evaluation import Applied, Evaluation, sources
 from aprjax.bisect.explain.hypothesis import Node
 from aprjax.bisect.explain.nodes import NodeContext, node_function
 from aprjax.bisect.explain.variant import Variant
-from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
+from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.modules import PackedWeight, multiply
 from aprjax.qwen2.stages import Stage
 
@@ -36,102 +36,132 @@ def multiplied(
     return multiply(weight, jnp.asarray(x).astype(arithmetic.dtype), arithmetic)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One node of a program: what it computes from which values, and which parameters it hangs on."""
+def derivatives(evaluation: Evaluation, node: Node, changes: tuple[tuple[Shift, Applied], ...], at: np.ndarray) -> Any:
+    """The derivatives of a node's value by the parameters of some changes, a list of `float64[position, width]`.
 
-    stage: Stage
-    inputs: tuple[tuple[str, int], ...]
-    touched: tuple[int, ...]
-
-
-def derivatives(
-    evidence: Evidence, base: Evaluation, node: Node, changes: tuple[tuple[Shift, Applied], ...], at: np.ndarray
-) -> list[np.ndarray]:
-    """The derivatives of a node's value by the parameters of some changes, each `float64[position, width]`.
-
+    Forward mode, node by node: each node's own derivative is a small program, compiled once for all faults and layers.
     The equations are differentiated, not an engine's rounding, which has no derivative: quantized products count as
     products of decoded weights. A fit needs no more: its residuals are of the arithmetic itself.
+
+    Args:
+        evaluation: with the parameters at `at`; the changes are its last ones.
+        node: whose value it is.
+        changes: how each parameter goes into a variant, and where.
+        at: the parameters.
     """
-    active, leaves, steps = _plan(evidence, base, node, changes)
-    if node not in active:
-        return [np.zeros(base.value(node).shape) for _ in changes]
-    variants = tuple(base.variant(step) for step in active)
-    shifts = tuple(shift for shift, _ in changes)
-    key = (shifts, steps, tuple(map(id, variants)), len(leaves))
-    if key not in evidence.programs:
-        # The variants are kept with the program: their identities are part of the key.
-        evidence.programs[key] = _program(evidence, shifts, steps, variants), variants
-    program = evidence.programs[key][0]
-    weights = []
-    vectors = []
-    for step, variant in zip(active, variants, strict=True):
-        names = () if step[1] not in MATMUL_STAGES else tensors_of(*step)
-        weights.append([evidence.packed(name, variant) for name in names])
-        here = evidence.node_context(step, variant)
-        vectors.append((here.norm, here.other_norm, here.bias))
-    with jax.enable_x64(True):
-        values = [np.asarray(base.given(leaf), np.float64) for leaf in leaves]
-        found = program(jnp.asarray(at, jnp.float64), values, vectors, weights)
-        return [np.asarray(tangent) for tangent in found]
-
-
-def _plan(
-    evidence: Evidence, base: Evaluation, node: Node, changes: tuple[tuple[Shift, Applied], ...]
-) -> tuple[list[Node], list[Node], tuple[_Step, ...]]:
-    """The nodes that hang on the parameters, the values that they start from, and the steps between."""
-    active: list[Node] = []
-    leaves: list[Node] = []
-    slots: dict[Node, int] = {}
-    steps = []
+    evidence = evaluation.evidence
     layers = evidence.config.num_layers
-    # Parameters may reach past a node's usual inputs (`needed_inputs`), but what is fitted never does.
-    for step in evidence.chain(node):
-        touched = tuple(i for i, (_, change) in enumerate(changes) if change.touches(step))
-        inputs = dict(sources(step, layers, base.variant(step)))
-        if not touched and not any(source in active for source in inputs.values()):
-            continue
+    found = []
+    for index, (shift, change) in enumerate(changes):
+        slopes: dict[Node, np.ndarray] = {}
+        for step in evidence.chain(node):
+            touched = change.touches(step)
+            inputs = dict(sources(step, layers, evaluation.variant(step)))
+            if touched or any(source in slopes for source in inputs.values()):
+                own = (shift, float(at[index])) if touched else None
+                slopes[step] = _slope(evaluation, step, inputs, slopes, own)
+        found.append(slopes[node] if node in slopes else np.zeros(evaluation.value(node).shape))
+    return found
+
+
+def _slope(
+    evaluation: Evaluation,
+    step: Node,
+    inputs: dict[str, Node],
+    slopes: dict[Node, np.ndarray],
+    own: tuple[Shift, float] | None,
+) -> np.ndarray:
+    """The derivative of one node by a parameter, from those of its inputs."""
+    evidence, stage = evaluation.evidence, step[1]
+    variant = evaluation.variant(step)
+    factor = variant.factors.get(stage, 1.0)
+    if stage in MATMUL_STAGES or stage is Stage.EMBEDDING:
+        # What a parameter can change there besides the inputs is a factor on the whole value.
+        total = np.zeros(evaluation.value(step).shape)
         for source in inputs.values():
-            if source not in slots:
-                slots[source] = -len(leaves) - 1
-                leaves.append(source)
-        steps.append(_Step(step[1], tuple((name, slots[source]) for name, source in inputs.items()), touched))
-        slots[step] = len(active)
-        active.append(step)
-    return active, leaves, tuple(steps)
+            if source in slopes:
+                plain = replace(variant, activations="as they are")
+                total += evidence.product(step, slopes[source], plain) * factor
+        if own is not None:
+            total += evaluation.value(step) / factor * _factor_slope(own, stage, variant)
+        return total
+    growth = 0.0 if own is None else _factor_slope(own, stage, variant)
+    if growth:
+        # A factor on the value needs no program of its own; a fault is one or the other.
+        return evaluation.value(step) / factor * growth
+    names = tuple(inputs)
+    values = [evaluation.given(source).astype(np.float64) for source in inputs.values()]
+    tangents = [slopes.get(source, np.zeros(value.shape)) for source, value in zip(inputs.values(), values, strict=True)]
+    if stage is Stage.FINAL_NORM:
+        rows = list(evidence.head_positions)
+        values, tangents = [v[rows] for v in values], [t[rows] for t in tangents]
+    shift = None if own is None else own[0]
+    # A traced parameter takes the place of the number that the variant has now.
+    numbers, rest = _without_numbers(variant)
+    program = evidence.programs.setdefault((stage, names, shift, rest), None) or _node_program(
+        evidence, stage, names, shift, rest
+    )
+    evidence.programs[stage, names, shift, rest] = program
+    here = evidence.node_context(step, variant)
+    with jax.enable_x64(True):
+        vectors = (here.norm, here.other_norm, here.bias)
+        return np.asarray(program(values, tangents, vectors, numbers, 0.0 if own is None else own[1]))
 
 
-def _program(evidence: Evidence, shifts: tuple[Shift, ...], steps: tuple[_Step, ...], variants: Any) -> Any:
+def _factor_slope(own: tuple[Shift, float], stage: Stage, variant: Variant) -> float:
+    """By how much the factor on a value grows with the parameter."""
+    shift, at = own
+    low, high = (shift(replace(variant, factors={}), value).factors.get(stage, 0.0) for value in (at, at + 1.0))
+    return float(high - low)
+
+
+_NUMBERS = (
+    "theta",
+    "stretch",
+    "eps",
+    "bias",
+    "score_scale",
+    "score_cap",
+    "temperature",
+    "attention_skip",
+    "attention_branch",
+    "ffn_skip",
+    "ffn_branch",
+)
+
+
+def _without_numbers(variant: Variant) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """The numbers of a variant, which a program takes as arguments, and the rest, which it is compiled for."""
+    numbers = {name: getattr(variant, name) for name in _NUMBERS if getattr(variant, name) is not None}
+    choices = tuple(
+        (field.name, getattr(variant, field.name))
+        for field in fields(variant)
+        if field.name not in (*_NUMBERS, "factors", "weights", "activations")
+    )
+    factors = tuple(sorted((str(stage), float(factor)) for stage, factor in variant.factors.items()))
+    return numbers, (choices, factors)
+
+
+def _node_program(
+    evidence: Evidence, stage: Stage, names: tuple[str, ...], shift: Shift | None, rest: tuple[Any, ...]
+) -> Any:
     config, half = evidence.config, evidence.arithmetic.kv_cache == "float16"
-    positions, rows = evidence.positions, list(evidence.head_positions)
-    embedded = evidence.embedded(variants[0]) if steps and steps[0].stage is Stage.EMBEDDING else None
+    positions = evidence.positions
+    choices, factors = dict(rest[0]), {Stage(name): factor for name, factor in rest[1]}
 
     @jax.jit
-    def run(at: Array, leaves: list[Array], vectors: list[tuple[Any, Any, Any]], weights: Any) -> list[Array]:
-        def value(at: Array) -> Array:
-            made: list[Array] = []
-            for index, step in enumerate(steps):
-                variant = variants[index]
-                for which in step.touched:
-                    variant = shifts[which](variant, at[which])
-                inputs = {name: made[slot] if slot >= 0 else leaves[-slot - 1] for name, slot in step.inputs}
-                if step.stage is Stage.FINAL_NORM:
-                    inputs["previous"] = inputs["previous"][jnp.asarray(rows)]
-                if step.stage is Stage.EMBEDDING:
-                    result = jnp.asarray(embedded, jnp.float64)
-                elif step.stage in MATMUL_STAGES:
-                    (x,) = inputs.values()
-                    parts = [multiply(w, x.astype(jnp.float32), PRESETS["float32"]) for w in weights[index]]
-                    result = jnp.concatenate(parts, axis=1).astype(jnp.float64)
-                else:
-                    norm, other, bias = vectors[index]
-                    here = NodeContext(jnp, config, half, norm, other, bias)
-                    result = node_function(step.stage)(inputs, variant, here, positions)
-                factor = variant.factors.get(step.stage)
-                made.append(result if factor is None else result * factor)
-            return made[-1]
+    def run(values: list[Array], tangents: list[Array], vectors: Any, numbers: dict[str, Any], at: Any) -> Array:
+        def value(inputs: list[Array], at: Array) -> Array:
+            variant = Variant(**choices, **numbers, factors=factors)
+            if shift is not None:
+                variant = shift(replace(variant, factors={}) if stage in factors else variant, at)
+            norm, other, bias = vectors
+            here = NodeContext(jnp, config, half, norm, other, bias)
+            result = node_function(stage)(dict(zip(names, inputs, strict=True)), variant, here, positions)
+            factor = variant.factors.get(stage)
+            return result if factor is None else result * factor
 
-        one = jnp.eye(len(shifts), dtype=at.dtype)
-        return [jax.jvp(value, (at,), (one[index],))[1] for index in range(len(shifts))]
+        at = jnp.asarray(at, jnp.float64)
+        return jax.jvp(value, (values, at), (tangents, jnp.ones_like(at)))[1]
 
     return run

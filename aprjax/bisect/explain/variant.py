@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 
 from aprjax.checkpoint.types import EncodedTensor, RopePairing
-from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.stages import Stage
 
 NormKind = Literal["rms", "mean-subtracting", "none"]
@@ -21,6 +20,7 @@ NormWeight = Literal["own", "plus one", "none", "other norm's"]
 HeadMap = Literal["grouped", "interleaved", "reversed", "first"]
 Mask = Literal["causal", "none", "own position hidden", "next position visible"]
 Rounding = Literal["float16", "bfloat16", "q8_0"]
+Activations = Literal["as they are", "engine", "per 256", "per 32", "realizar", "float16", "bfloat16"]
 Softmax = Literal["plain", "not normalised", "one more in the sum", "no maximum taken off"]
 Exponential = Literal["exact", "schraudolph", "limit", "base 2"]
 Activation = Literal["silu", "gelu", "gelu-tanh", "relu", "quick-gelu", "hard-swish", "identity", "sigmoid"]
@@ -64,8 +64,8 @@ class Variant:
         ffn_skip: the same for the feed-forward.
         ffn_branch: the same.
         skip_from_norm: the residual is the normalised input rather than the input.
-        arithmetic: how matrix products are computed; None: as in the rest of the trace.
-        rounded: what a product's activations are rounded to first; None: nothing.
+        activations: what a product's activations are quantized or rounded to, as in `Arithmetic.activations`; None: as
+            in the rest of the trace.
         head: which tensor the logits are products with.
         factors: by stage, what its value is multiplied by at the end.
         weights: by canonical tensor name, what takes its place: encoded, or decoded `float[out, in]` (`float[n]`).
@@ -103,8 +103,7 @@ class Variant:
     ffn_skip: Any = 1.0
     ffn_branch: Any = 1.0
     skip_from_norm: bool = False
-    arithmetic: Arithmetic | None = None
-    rounded: Rounding | None = None
+    activations: Activations | None = None
     head: Literal["own", "embedding"] = "own"
     factors: Mapping[Stage, Any] = field(default_factory=dict)
     weights: Mapping[str, EncodedTensor | np.ndarray] = field(default_factory=dict)
