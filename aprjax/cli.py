@@ -12,6 +12,7 @@ from aprjax import cli_static
 from aprjax import cli_layers
 from aprjax import cli_locate
 from aprjax import cli_attribute
+from aprjax import cli_explain
 from aprjax import cli_judging
 from aprjax import cli_files
 from aprjax import cli_tokens
@@ -22,6 +23,7 @@ from aprjax import cli_margins
 from aprjax import cli_report
 from aprjax import cli_contracts
 from aprjax import cli_evidence
+from aprjax import cli_upstream
 
 # isort: on
 from aprjax.cli_app import INTERNAL_ERROR, INTERRUPTED, READER_GONE, UNREADABLE, app, main
@@ -31,6 +33,7 @@ COMMANDS = (
     cli_layers,
     cli_locate,
     cli_attribute,
+    cli_explain,
     cli_judging,
     cli_files,
     cli_tokens,
@@ -41,6 +44,7 @@ COMMANDS = (
     cli_report,
     cli_contracts,
     cli_evidence,
+    cli_upstream,
 )
 
 __all__ = ["COMMANDS", "INTERNAL_ERROR", "INTERRUPTED", "READER_GONE", "UNREADABLE", "app", "main"]

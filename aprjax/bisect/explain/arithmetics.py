@@ -36,7 +36,9 @@ def _applies(kind: Activations) -> Callable[[Evidence, Node], bool]:
 
 
 def _quantized(slug: str, kind: Activations, sentence: str) -> Hypothesis:
-    step = f"{kernel_step(PRODUCTS, 'what it quantizes activations to')}; `replay --arithmetic auto` tries whole presets"
+    step = (
+        f"{kernel_step(PRODUCTS, 'what it quantizes activations to')}; `replay --arithmetic auto` tries whole presets"
+    )
     return choice(f"activations-{slug}", PRODUCTS, sentence, applies=_applies(kind), next_step=step, activations=kind)
 
 

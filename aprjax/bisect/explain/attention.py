@@ -24,6 +24,11 @@ CACHED = (Stage.ATTN_SCORES, Stage.ATTENTION)
 # Windows that are tried where whole layers are computed for each.
 _WINDOWS = tuple(2**n for n in range(13))
 _PROJECTIONS = ("q", "k", "v")
+_HEAD_MAPS = (
+    ("interleaved", "head modulo KV heads instead of head divided by the group"),
+    ("reversed", "in reverse order"),
+    ("first", "all of them the first"),
+)
 
 
 def _biases() -> Iterator[Hypothesis]:
@@ -100,7 +105,10 @@ def _windows(evidence: Evidence, node: Node) -> Iterator[Candidate]:
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
     *_biases(),
-    *(_scale(slug) for slug in ("attn-scale-missing", "attn-scale-multiplied", "attn-scale-twice", "attn-scale-hidden")),
+    *(
+        _scale(slug)
+        for slug in ("attn-scale-missing", "attn-scale-multiplied", "attn-scale-twice", "attn-scale-hidden")
+    ),
     fitted(
         "attn-scale",
         SCORES,
@@ -119,11 +127,18 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             applies=lambda evidence, node: evidence.config.num_kv_heads > 1,
             heads=slug,
         )
-        for slug, words in (
-            ("interleaved", "head modulo KV heads instead of head divided by the group"),
-            ("reversed", "in reverse order"),
-            ("first", "all of them the first"),
+        for slug, words in _HEAD_MAPS
+    ),
+    *(
+        choice(
+            f"{what}-heads-{slug}",
+            stages,
+            f"query heads read the wrong {what} heads: {words}",
+            applies=lambda evidence, node: evidence.config.num_kv_heads > 1,
+            heads=slug,
         )
+        for what, stages in (("key", SCORES), ("value", ATTENTION))
+        for slug, words in _HEAD_MAPS
     ),
     *(
         choice(f"mask-{slug}", SOFTMAX, words, mask=mask)
@@ -165,7 +180,11 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         choice(f"softmax-{slug}", SOFTMAX, words, softmax=kind)
         for slug, words, kind in (
             ("not-normalised", "the exponentials are not divided by their sum", "not normalised"),
-            ("one-more", "the softmax's sum has an extra term of one (a zero score nobody asked for)", "one more in the sum"),
+            (
+                "one-more",
+                "the softmax's sum has an extra term of one (a zero score nobody asked for)",
+                "one more in the sum",
+            ),
         )
     ),
     *(

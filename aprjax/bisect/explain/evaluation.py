@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from aprjax.bisect.cause import MATMUL_STAGES
 from aprjax.bisect.explain.hypothesis import Change, Node
-from aprjax.bisect.explain.nodes import NodeContext, needed_inputs, node_function
+from aprjax.bisect.explain.nodes import needed_inputs, node_function
 from aprjax.bisect.explain.variant import SOUND, Variant
 from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
 
@@ -153,6 +153,3 @@ def ordered(nodes: Iterable[Node], layers: int) -> tuple[Node, ...]:
         return (layers if stage in HEAD_STAGES else layer, rank[stage])
 
     return tuple(sorted(set(nodes), key=key))
-
-
-__all__ = ["Applied", "Evaluation", "NodeContext", "ordered", "sources"]

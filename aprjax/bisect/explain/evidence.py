@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from aprjax.bisect.cause import tensors_of
-from aprjax.bisect.explain.evaluation import HEAD_STAGES, Applied, Evaluation, ordered, sources
 from aprjax.bisect.explain.activations import through_blocks
+from aprjax.bisect.explain.evaluation import HEAD_STAGES, Applied, Evaluation, ordered, sources
 from aprjax.bisect.explain.hypothesis import Candidate, Hypothesis, Node, Scored
 from aprjax.bisect.explain.nodes import NodeContext
 from aprjax.bisect.explain.variant import Variant
@@ -217,7 +217,9 @@ class Evidence:
         """
         report = self._nodes[node]
         known = max(report.tolerance or 0.0, FACTOR * SMALLEST)
-        if report.verdict.explained and not any(change.touches(step) for change in self.accepted for step in self.chain(node)):
+        if report.verdict.explained and not any(
+            change.touches(step) for change in self.accepted for step in self.chain(node)
+        ):
             return max(known, FACTOR * self.before(node))
         return known
 
@@ -270,7 +272,9 @@ class Evidence:
         names = tensors_of(layer, stage)
         biases = [self.vector(name, variant) for name in names]
         zeros = [np.zeros(heads * config.head_dim) for heads in widths]
-        return replace(context, bias=np.concatenate([z if b is None else b for b, z in zip(biases, zeros, strict=True)]))
+        return replace(
+            context, bias=np.concatenate([z if b is None else b for b, z in zip(biases, zeros, strict=True)])
+        )
 
     def embedded(self, variant: Variant) -> np.ndarray:
         """The tokens' rows of the embedding."""

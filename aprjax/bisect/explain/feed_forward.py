@@ -46,10 +46,14 @@ ACTIVATIONS: tuple[Hypothesis, ...] = (
 def _residuals() -> Iterator[Hypothesis]:
     for name, words, stage in _RESIDUALS:
         skip, branch = f"{name}_skip", f"{name}_branch"
-        yield choice(f"{name}-residual-missing", (stage,), f"{words} is not added to the residual stream", **{skip: 0.0})
+        yield choice(
+            f"{name}-residual-missing", (stage,), f"{words} is not added to the residual stream", **{skip: 0.0}
+        )
         yield choice(f"{name}-output-missing", (stage,), f"the residual stream goes past {words}", **{branch: 0.0})
         yield choice(f"{name}-output-doubled", (stage,), f"{words} is added twice", **{branch: 2.0})
-        yield choice(f"{name}-residual-doubled", (stage,), f"the residual stream is added twice to {words}", **{skip: 2.0})
+        yield choice(
+            f"{name}-residual-doubled", (stage,), f"the residual stream is added twice to {words}", **{skip: 2.0}
+        )
         yield choice(
             f"{name}-residual-from-norm",
             (stage,),
@@ -64,7 +68,10 @@ def _residuals() -> Iterator[Hypothesis]:
                 lambda value, error, evidence, what=what, words=words: (
                     f"{what} is multiplied by {with_error(value, error)} where {words} joins it"
                 ),
-                generalises=tuple(f"{name}-{part}" for part in ("residual-missing", "output-missing", "output-doubled", "residual-doubled")),
+                generalises=tuple(
+                    f"{name}-{part}"
+                    for part in ("residual-missing", "output-missing", "output-doubled", "residual-doubled")
+                ),
             )
 
 

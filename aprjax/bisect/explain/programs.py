@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aprjax.bisect.cause import MATMUL_STAGES, tensors_of
+from aprjax.bisect.cause import MATMUL_STAGES
 from aprjax.bisect.explain.evaluation import Applied, Evaluation, sources
 from aprjax.bisect.explain.hypothesis import Node
 from aprjax.bisect.explain.nodes import NodeContext, node_function
@@ -91,7 +91,9 @@ def _slope(
         return evaluation.value(step) / factor * growth
     names = tuple(inputs)
     values = [evaluation.given(source).astype(np.float64) for source in inputs.values()]
-    tangents = [slopes.get(source, np.zeros(value.shape)) for source, value in zip(inputs.values(), values, strict=True)]
+    tangents = [
+        slopes.get(source, np.zeros(value.shape)) for source, value in zip(inputs.values(), values, strict=True)
+    ]
     if stage is Stage.FINAL_NORM:
         rows = list(evidence.head_positions)
         values, tangents = [v[rows] for v in values], [t[rows] for t in tangents]

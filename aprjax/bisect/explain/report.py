@@ -231,6 +231,6 @@ class ExplainReport:
         return sorted(self.rows(), key=key)[:k]
 
     def _repr_html_(self) -> str:
-        from aprjax.bisect.explain.html import summary_html
+        from aprjax.bisect.page import report_fragment
 
-        return summary_html(self)
+        return report_fragment(self.to_json())

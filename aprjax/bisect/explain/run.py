@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ import numpy as np
 
 from aprjax.bisect.confidence import Confidence, Level, by_residual
 from aprjax.bisect.explain.evidence import Evidence
-from aprjax.bisect.explain.hypothesis import Candidate, Hypothesis, Node, Scored
+from aprjax.bisect.explain.hypothesis import Hypothesis, Node, Scored
 from aprjax.bisect.explain.identity import identify
 from aprjax.bisect.explain.identity_finding import IdentityFinding
-from aprjax.bisect.explain.report import Explanation, ExplainReport, Tried, Unexplained
+from aprjax.bisect.explain.report import ExplainReport, Explanation, Tried, Unexplained
 from aprjax.bisect.explain.search import Accepted, Search
 from aprjax.bisect.replay.judge import replay
 from aprjax.bisect.replay.report import ReplayReport, place
 from aprjax.bisect.report import Verdict
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2.arithmetic import Arithmetic
-from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.qwen2.stages import OUTSIDE
 from aprjax.trace import AnyTrace
 
 Progress = Callable[[str, int, int], None]
@@ -70,7 +70,7 @@ def explain(
     identified = time.perf_counter()
     refused = [finding for finding in identity if finding.severity == "error" and not finding.stages]
     if refused:
-        return _refused(trace, checkpoint, arithmetics, tuple(identity), refused, identified - start)
+        return refused_report(trace, checkpoint, tuple(identity), identified - start)
     doubted = {
         (layer, stage)
         for finding in identity
@@ -153,24 +153,22 @@ def _fitting(replayed: ReplayReport, arithmetics: tuple[Arithmetic, ...]) -> Ari
     return max(arithmetics, key=lambda a: sum(a.name in node.explained_by for node in replayed.nodes))
 
 
-def _refused(
-    trace: AnyTrace,
-    checkpoint: Checkpoint,
-    arithmetics: tuple[Arithmetic, ...],
-    identity: tuple[IdentityFinding, ...],
-    refused: Sequence[IdentityFinding],
-    seconds: float,
+def refused_report(
+    source: AnyTrace | Path, checkpoint: Checkpoint, identity: tuple[IdentityFinding, ...], seconds: float = 0.0
 ) -> ExplainReport:
-    """The trace is not what it is taken for: no number of it means anything."""
-    info = trace.info
-    first = refused[0]
+    """The report on what is not what it is taken for: no number of it means anything, and none was computed."""
+    if isinstance(source, Path):
+        trace = {"path": str(source), "sha256": "", "arithmetic": "unknown"}
+    else:
+        trace = {"path": source.info.path, "sha256": source.info.sha256, "arithmetic": source.info.arithmetic}
+    first = min(identity, key=lambda finding: finding.severity != "error")
     return ExplainReport(
-        verdict=Verdict.DIVERGENCE,
+        verdict=Verdict.DIVERGENCE if first.severity == "error" else Verdict.UNMEASURED,
         reason=f"nothing was compared: {first.sentence}",
-        trace={"path": info.path, "sha256": info.sha256, "arithmetic": info.arithmetic},
+        trace=trace,
         file={"path": str(checkpoint.path), "sha256": checkpoint.sha256(), "format": checkpoint.format},
-        arithmetic=", ".join(a.name for a in arithmetics),
-        tokens=len(info.tokens),
+        arithmetic="",
+        tokens=0 if isinstance(source, Path) else len(source.info.tokens),
         identity=tuple(finding.to_json() for finding in identity),
         seconds={"identity": seconds},
     )
@@ -183,7 +181,9 @@ def _explanation(one: Accepted) -> Explanation:
     # Of all nodes the one that is nearest to its tolerance.
     worst = max(nodes, key=lambda node: one.after[node] / one.tolerances[node])
     residual, tolerance = one.after[worst], one.tolerances[worst]
-    rivals = tuple(Tried(h.id, residual, c.sentence) for h, c, residual in one.rivals[:_LISTED] if np.isfinite(residual))
+    rivals = tuple(
+        Tried(h.id, residual, c.sentence) for h, c, residual in one.rivals[:_LISTED] if np.isfinite(residual)
+    )
     step = candidate.next_step or hypothesis.next_step
     if not one.everywhere and hypothesis.kind == "config":
         step = hypothesis.local_step
@@ -228,9 +228,7 @@ def _unexplained(search: Search, replayed: ReplayReport) -> tuple[Unexplained, .
             if node not in search.vain:
                 like = next((other for other in search.vain if other[1] is node[1]), None)
             before = evidence.before(node)
-            found.append(
-                Unexplained(node, report.reason, before, evidence.tolerance(node), _excluded(tried), like)
-            )
+            found.append(Unexplained(node, report.reason, before, evidence.tolerance(node), _excluded(tried), like))
         elif node not in evidence.finite:
             found.append(Unexplained(node, report.reason, None, report.tolerance))
     return tuple(found)
@@ -268,6 +266,3 @@ def _verdict(
             text += f" (nearest hypothesis: {nearest.id}, which leaves {nearest.residual:.2g})"
         parts.append(text)
     return Verdict.DIVERGENCE, "; ".join(parts)
-
-
-__all__ = ["MAX_FAULTS", "Candidate", "Stage", "Without", "explain", "replace"]

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from aprjax.bisect.explain.evaluation import Applied, ordered
+from aprjax.bisect.explain.evaluation import Applied, Evaluation
 from aprjax.bisect.explain.evidence import Evidence
-from aprjax.bisect.explain.fit import FitSpec, fit
+from aprjax.bisect.explain.fit import fit
 from aprjax.bisect.explain.hypothesis import Candidate, Hypothesis, Node, Scored
-from aprjax.qwen2.stages import Stage
 
 # A fault that every layer shows needs no more than some of them to be fitted on.
 _FITTED_NODES = 8
@@ -145,7 +144,7 @@ class Search:
         before = {node: self.evidence.before(node) for node in best.after}
         return Accepted(best.scored, before, best.after, self._tolerances(best.after), nearest, not best.broken)
 
-    def _trial(self, scored: Scored):
+    def _trial(self, scored: Scored) -> Evaluation:
         return self.evidence.base.with_change(applied(scored))
 
     def _reach(self, scored: Scored) -> _Reach:
@@ -162,7 +161,7 @@ class Search:
         scored = replace(scored, candidate=replace(scored.candidate, scope=frozenset(steps)))
         return _Reach(scored, self._explained_by(applied(scored), self._trial(scored)) if steps else {}, True)
 
-    def _explained_by(self, change: Applied, trial) -> dict[Node, float]:
+    def _explained_by(self, change: Applied, trial: Evaluation) -> dict[Node, float]:
         after = {}
         for node in self.left:
             if any(change.touches(step) for step in self.evidence.chain(node)):
@@ -278,9 +277,7 @@ class Search:
             if any(applied(best).touches(step) for step in self.evidence.chain(node))
             and self.evidence.residual(node, self._trial(best)) <= _NEARLY_ALL * self.evidence.before(node)
         ]
-        scope = frozenset(
-            step for node in nodes for step in self.evidence.chain(node) if applied(best).touches(step)
-        )
+        scope = frozenset(step for node in nodes for step in self.evidence.chain(node) if applied(best).touches(step))
         best = replace(best, candidate=replace(best.candidate, scope=scope))
         trial = self._trial(best)
         after = {node: self.evidence.residual(node, trial) for node in nodes}
@@ -308,6 +305,3 @@ class Search:
 def applied(scored: Scored) -> Applied:
     """The change of a proposal."""
     return Applied(scored.candidate.change, scored.hypothesis.stages, scored.candidate.scope)
-
-
-__all__ = ["Accepted", "FitSpec", "Search", "Stage", "applied", "ordered"]

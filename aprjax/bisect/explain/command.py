@@ -1,0 +1,97 @@
+"""What `python -m bisect explain` does: open, run an engine or a checkpoint if one is named, explain."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from aprjax.bisect.explain.identity import identify
+from aprjax.bisect.explain.report import ExplainReport
+from aprjax.bisect.explain.run import MAX_FAULTS, Progress, explain, refused_report
+from aprjax.bisect.open_sides import live_trace
+from aprjax.bisect.page import write_report as write_folder
+from aprjax.bisect.traced import arithmetic_of
+from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.qwen2.arithmetic import PRESETS, Arithmetic, preset
+from aprjax.qwen2.compilation import enable_compilation_cache
+from aprjax.text.prompt import encode_prompt, read_prompt_file
+from aprjax.trace import AnyTrace
+from aprjax.trace.aprt import is_aprt_folder
+from aprjax.trace.sides import Side, open_side, run_checkpoint
+
+
+def explain_side(
+    side: str,
+    file: Path,
+    *,
+    arithmetic: str | None = None,
+    max_faults: int = MAX_FAULTS,
+    force_file: bool = False,
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    tokens: list[int] | None = None,
+    times: str = "none",
+    progress: Progress = lambda what, done, total: None,
+) -> ExplainReport:
+    """Explains a side by a file; see `aprjax.cli_explain.explain` for the options.
+
+    Raises:
+        CheckpointError: the side or the file cannot be read, or the file is not the one that was run.
+    """
+    enable_compilation_cache()
+    checkpoint = open_checkpoint(file)
+    if prompt_file is not None:
+        prompt = read_prompt_file(prompt_file)
+    ids = tokens if prompt is None else encode_prompt(checkpoint, prompt, times)
+    folder = Path(side) if Path(side).is_dir() and is_aprt_folder(Path(side)) else None
+    try:
+        opened = open_side(side, config=checkpoint.config, tokens=ids)
+    except CheckpointError:
+        if folder is None:
+            raise
+        # Nothing vouches for the folder: what it is can still be said.
+        found = identify(folder, checkpoint, tokens=ids, progress=progress)
+        if not found:
+            raise
+        return refused_report(folder, checkpoint, found)
+    with ExitStack() as stack:
+        trace = _trace(opened, ids, arithmetic, stack)
+        return explain(
+            trace,
+            checkpoint,
+            _arithmetics(arithmetic, trace),
+            max_faults=max_faults,
+            # A checkpoint that runs here is another file than the one that should have run: that is the question.
+            force_file=force_file or opened.kind == "checkpoint",
+            folder=folder,
+            progress=progress,
+        )
+
+
+def _trace(opened: Side, tokens: list[int] | None, arithmetic: str | None, stack: ExitStack) -> AnyTrace:
+    if opened.kind != "checkpoint" or arithmetic in (None, "auto"):
+        return live_trace(opened, tokens, stack)
+    checkpoint: Checkpoint | None = opened.checkpoint
+    assert checkpoint is not None and arithmetic is not None
+    return run_checkpoint(checkpoint, opened.require(tokens), preset(arithmetic))
+
+
+def _arithmetics(name: str | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
+    """The asked one; unasked, the trace's own, or all that differ in more than rounding where nothing is known."""
+    if name not in (None, "auto"):
+        return (preset(name),)  # type: ignore[arg-type]
+    own = arithmetic_of(trace) if name is None else None
+    if own is not None:
+        return (own,)
+    # The exact presets differ from these in the order of sums alone, which is no fault.
+    return tuple(known for known in PRESETS.values() if not known.exact and known.dtype == "float32")
+
+
+def write_report(report: ExplainReport, folder: Path) -> Path:
+    """Writes `index.html` and `explain.json` into `folder`; returns the page's path.
+
+    Raises:
+        CheckpointError: the folder cannot be made or written to.
+    """
+    return write_folder(report.to_json(), folder)
