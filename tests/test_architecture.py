@@ -47,8 +47,9 @@ def imported_modules(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = [*here[: len(here) - node.level]] if node.level else []
             module = ".".join([*base, *(node.module.split(".") if node.module else [])])
-            # `from aprjax import blocks` imports the package, too.
-            found.update(f"{module}.{alias.name}" if module == "aprjax" else module for alias in node.names)
+            # `from aprjax import blocks` imports the package, too; the version is a constant that imports nothing.
+            names = [alias.name for alias in node.names if (module, alias.name) != ("aprjax", "__version__")]
+            found.update(f"{module}.{name}" if module == "aprjax" else module for name in names)
     return found
 
 

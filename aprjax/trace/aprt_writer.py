@@ -7,11 +7,11 @@ import json
 import re
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from aprjax import __version__
 from aprjax.checkpoint.atomic import atomic_folder
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.stages import OUTSIDE, Stage
@@ -129,7 +129,7 @@ def _describe(trace: AnyTrace) -> Provenance:
         entries |= {"vocab_size": logits.shape[1], "argmax_token": int(logits[-1].argmax())}
     entries |= {
         "generated_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "written_by": f"aprjax {_version()}",
+        "written_by": f"aprjax {__version__}",
         "model_sha256": info.sha256,
         "arithmetic": info.arithmetic,
         "platform": info.platform,
@@ -138,10 +138,3 @@ def _describe(trace: AnyTrace) -> Provenance:
     earlier = info.engine.get("provenance")
     rest = f"\nprovenance of what this was made from:\n{earlier}" if earlier else ""
     return Provenance("aprjax stages", {key: one_line(value) for key, value in entries.items()}, rest)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("aprjax")
-    except metadata.PackageNotFoundError:  # run from a working tree
-        return "(not installed)"

@@ -1,4 +1,4 @@
-"""`hf:DIR`: a Qwen2 run by transformers in float32 on the CPU, captured through module hooks.
+"""`hf:DIR`: a Qwen2 run by transformers on the CPU, by default in float32, captured through module hooks.
 
 Two stages cannot be reached from outside: `qkv_matmul`, because torch's Linear adds the bias in the same
 kernel, and `attn_scores`, which transformers' eager attention overwrites. They are unmeasured.
@@ -20,7 +20,6 @@ from aprjax.trace.engine import EngineError, check_tokens
 from aprjax.trace.memory import MemoryTrace
 from aprjax.trace.trace import TraceInfo
 
-ARITHMETIC = "transformers float32"
 ABSENT = (Stage.QKV_MATMUL, Stage.ATTN_SCORES)
 Values = dict[tuple[int, Stage], np.ndarray]
 
@@ -42,8 +41,13 @@ _INPUTS = {
 }
 
 
-def run_transformers(folder: str | Path, tokens: list[int]) -> MemoryTrace:
+def run_transformers(folder: str | Path, tokens: list[int], dtype: str = "float32") -> MemoryTrace:
     """Runs a Hugging Face folder and returns every stage that hooks can reach, of every token.
+
+    Args:
+        folder: the model.
+        tokens: what it is fed.
+        dtype: what it computes in: float32, float16 or bfloat16; the values are float32 in any case.
 
     Raises:
         EngineError: transformers or torch is absent, or refuses the model.
@@ -61,7 +65,7 @@ def run_transformers(folder: str | Path, tokens: list[int]) -> MemoryTrace:
     try:
         with _quiet(transformers):
             model = transformers.Qwen2ForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+                folder, dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
             ).eval()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -73,7 +77,7 @@ def run_transformers(folder: str | Path, tokens: list[int]) -> MemoryTrace:
         "name": "transformers",
         "transformers": transformers.__version__,
         "torch": str(torch.__version__),
-        "dtype": "float32",
+        "dtype": dtype,
         "device": "cpu",
         "attention": "eager",
         "threads": str(torch.get_num_threads()),
@@ -82,7 +86,7 @@ def run_transformers(folder: str | Path, tokens: list[int]) -> MemoryTrace:
         path=str(folder),
         sha256=checkpoint.sha256(),
         format=checkpoint.format,
-        arithmetic=ARITHMETIC,
+        arithmetic=f"transformers {dtype}",
         tokens=tuple(tokens),
         positions=everyone,
         head_positions=everyone,
@@ -114,7 +118,7 @@ def _captured(model: Any, values: Values) -> Iterator[None]:
     def keep(layer: int, stage: Stage, tensor: Any) -> None:
         rows = tensor[0] if isinstance(tensor, tuple) else tensor
         # A copy: what follows may work in place.
-        values[layer, stage] = np.array(rows[0].detach().numpy(), np.float32)
+        values[layer, stage] = np.array(rows[0].detach().float().numpy(), np.float32)
 
     def on_output(layer: int, stage: Stage) -> Any:
         return lambda module, arguments, output: keep(layer, stage, output)
@@ -125,7 +129,7 @@ def _captured(model: Any, values: Values) -> Iterator[None]:
     def on_projection(layer: int, name: str) -> Any:
         def hook(module: Any, arguments: Any, output: Any) -> None:
             parts = projections.setdefault(layer, {})
-            parts[name] = output[0].detach().numpy().astype(np.float32)
+            parts[name] = output[0].detach().float().numpy().astype(np.float32)
             if len(parts) == 3:
                 values[layer, Stage.QKV_BIAS] = np.concatenate([parts[p] for p in "qkv"], axis=1)
 
@@ -140,7 +144,7 @@ def _captured(model: Any, values: Values) -> Iterator[None]:
             (Stage.K_POST_ROPE, key),
             (Stage.ATTN_SOFTMAX, weights),
         ):
-            by_position = heads[0].detach().numpy().transpose(1, 0, 2)
+            by_position = heads[0].detach().float().numpy().transpose(1, 0, 2)
             values[module.layer_idx, stage] = np.array(by_position, np.float32).reshape(by_position.shape[0], -1)
         return output, weights
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from aprjax import __version__
+from aprjax.trace.commit import source_commit
 
 # What computes, or decides what is computed.
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "gguf", "tokenizers", "safetensors", "llama-cpp-python", "transformers")
 PACKAGES += ("torch", "PyYAML")
 
-_ROOT = Path(__file__).resolve().parents[3]
 # An absolute path of two components or more. What stands before it must not be part of a word, a URL or a path.
 _ABSOLUTE = re.compile(r"(?<![\w./~…])(?:/[^\s/\"'`,;:()\[\]<>|]+)+/([^\s/\"'`,;:()\[\]<>|]+)")
 _DRIVE = re.compile(r"(?<!\w)[A-Za-z]:\\(?:[^\s\\\"']+\\)*([^\s\\\"']+)")
@@ -32,10 +33,10 @@ def host_facts() -> dict[str, Any]:
 
 def version_facts() -> dict[str, Any]:
     """Versions of Python, aprjax and what it computes with, and the commit that ran; absent packages are null."""
-    commit, modified = _commit()
+    commit, modified = source_commit()
     return {
         "python": platform.python_version(),
-        "aprjax": _version("aprjax"),
+        "aprjax": __version__,
         "git_commit": commit,
         "git_modified": modified,
         "packages": {name: _version(name) for name in PACKAGES},
@@ -88,24 +89,3 @@ def _memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the source that runs, and whether that source was changed since; None where git does not say."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        return None, None
-    changes = _git("status", "--porcelain", "--", "aprjax")
-    return commit, None if changes is None else bool(changes)
-
-
-def _git(*arguments: str) -> str | None:
-    if not (_ROOT / ".git").exists():
-        return None
-    try:
-        outcome = subprocess.run(
-            ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=False, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return outcome.stdout.strip() if outcome.returncode == 0 else None

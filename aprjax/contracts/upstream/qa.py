@@ -7,7 +7,6 @@ carries its state in a key of its own, which their reader leaves alone.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.evidence.facts import host_facts
 from aprjax.contracts.evidence.reading import Unreadable, expect, read_document
 from aprjax.contracts.types import CheckReport, Status
+from aprjax.trace.serde import serde_pretty
 
 # Upstream's gates, in the order of its reports.
 GATES = (
@@ -154,7 +154,7 @@ class QaReport:
 
     def to_text(self) -> str:
         """Upstream's document as `apr qa --json` prints it, byte for byte, line end included."""
-        return json.dumps(self.to_apr(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return serde_pretty(self.to_apr()) + "\n"
 
     def to_frame(self) -> Any:
         """A row per gate as a pandas DataFrame (extra `notebooks`)."""
