@@ -77,9 +77,8 @@ def all_cases(shop: Workshop, *, few: bool) -> list[Case]:
     cases = [*files, *computed, *traces]
     cases += pair_cases(files, pairs, seed=1)
     cases += pair_cases([case for case in computed if case.layer is not None], pairs, seed=2)
-    cases += [
-        Case(shop.name, "locate", case.fault, parts=(case,)) for case in files[::located] if case.fault not in REFUSED
-    ]
+    found = [case for case in files if case.fault not in (*REFUSED, *MENDED)]
+    cases += [Case(shop.name, "locate", case.fault, parts=(case,)) for case in found[::located]]
     return cases + clean_cases(shop.name, probes, names)
 
 
@@ -136,10 +135,10 @@ def done_before(path: Path) -> set[str]:
     return {json.loads(line)["case"]["key"] for line in path.read_text(encoding="utf-8").splitlines()}
 
 
-def run(shop: Workshop, cases: Sequence[Case], out: Path) -> None:
-    """Judges the cases that are not done, and appends their results."""
+def run(shop: Workshop, cases: Sequence[Case], out: Path, *, most: int | None = None) -> None:
+    """Judges the cases that are not done (no more than `most` of them), and appends their results."""
     before = done_before(out)
-    todo = [case for case in cases if case.key not in before]
+    todo = [case for case in cases if case.key not in before][:most]
     start = time.perf_counter()
     with out.open("a", encoding="utf-8") as stream:
         for index, (case, result) in enumerate(results(shop, todo)):
@@ -161,6 +160,7 @@ def main() -> int:
     parser.add_argument("--fault", action="append", help="only these faults")
     parser.add_argument("--layer", type=int, action="append", help="only these layers")
     parser.add_argument("--few", action="store_true", help="each fault once or twice")
+    parser.add_argument("--most", type=int, help="no more cases than these, and then stop")
     parser.add_argument("--folder", type=Path, help="for faulty copies; a temporary one by default")
     options = parser.parse_args()
     enable_compilation_cache()
@@ -174,7 +174,7 @@ def main() -> int:
                 and (not options.fault or case.fault in options.fault)
                 and (not options.layer or case.layer in options.layer)
             ]
-            run(shop, cases, options.out)
+            run(shop, cases, options.out, most=options.most)
     return 0
 
 

@@ -67,18 +67,12 @@ def arithmetic_for(files: FilesReport) -> Arithmetic:
     return PRESETS["float32" if mixed else "llama.cpp"]
 
 
-def run_layers(
-    model: Checkpoint,
-    ref: Checkpoint,
-    tokens: tuple[int, ...],
-    files: FilesReport,
-    arithmetic: Arithmetic | None = None,
-) -> LayersReport:
+def run_layers(workshop: Workshop, model: Checkpoint, files: FilesReport) -> LayersReport:
     """`layers` on every position."""
-    arithmetic = arithmetic or arithmetic_for(files)
-    fed = TokensReport("bench", None, "none", tokens)
-    everywhere = tuple(range(len(tokens)))
-    return layers(Runner(model, arithmetic), Runner(ref, arithmetic), tokens=fed, positions=everywhere, files=files)
+    arithmetic = workshop.arithmetic or arithmetic_for(files)
+    fed = TokensReport("bench", None, "none", workshop.tokens)
+    sides = Runner(model, arithmetic), Runner(workshop.ref, arithmetic)
+    return layers(*sides, tokens=fed, positions=tuple(range(len(workshop.tokens))), files=files)
 
 
 def judge_file(workshop: Workshop, case: Case, *, bounds: bool = False) -> Result:
@@ -111,7 +105,7 @@ def _judge_file(workshop: Workshop, case: Case, *, bounds: bool) -> Result:
             return result
         _judge_explanation(result, case, workshop, planted, files)
         try:
-            report = run_layers(model, workshop.ref, workshop.tokens, files)
+            report = run_layers(workshop, model, files)
         except CheckpointError as error:
             result.found["refused"] = str(error)
             result.localised = case.fault in REFUSED and planted.tensors[0] in str(error)

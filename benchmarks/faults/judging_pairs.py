@@ -8,7 +8,7 @@ from random import Random
 
 from cases import Case
 from container import PlantError
-from judging import Result, explanation_problems, run_layers
+from judging import Result, arithmetic_for, explanation_problems, run_layers
 from tensor_faults import CONTROLS, MENDED, REFUSED
 from workshop import PlantedCase, Workshop
 
@@ -58,7 +58,7 @@ def execution(place: PlantedCase) -> tuple[int, int]:
     return (1 << 20 if place.stage in ("final_norm", "lm_head") else place.layer), _RANK[place.stage]
 
 
-def judge_pair(workshop: Workshop, case: Case) -> Result:
+def judge_pair(workshop: Workshop, case: Case, *, by_locate: bool = True) -> Result:
     """Two faults of a file: `files` explains both, `layers` finds the first, and the second when that is mended."""
     start = time.perf_counter()
     problems: list[str] = []
@@ -71,7 +71,7 @@ def judge_pair(workshop: Workshop, case: Case) -> Result:
         expected = [[place.layer, place.stage] for _, place in ordered]
         result = Result(case.to_json(), {"places": expected}, {"places": []})
         places = [_first(workshop, model, files)]
-        located = _located(workshop, model, files, result)
+        located = _located(workshop, model, files, result) if by_locate else []
     same = expected[0] == expected[1]
     with workshop.model((ordered[1][0],)) as (mended, _):
         places.append(_first(workshop, mended, compare_files(mended, workshop.ref)))
@@ -80,7 +80,9 @@ def judge_pair(workshop: Workshop, case: Case) -> Result:
     problems += [f"expected {want}, found {have}" for want, have in zip(expected, places, strict=True) if want != have]
     result.both = not problems
     result.wrong_blame = any(have is not None and have not in expected for have in places)
-    result.measures = {"located": located, "located both": all(place in located for place in expected), "same": same}
+    result.measures = {"same": same}
+    if by_locate:
+        result.measures |= {"located": located, "located both": all(place in located for place in expected)}
     result.seconds["all"] = time.perf_counter() - start
     result.reason = "; ".join(problems)
     return result
@@ -88,7 +90,7 @@ def judge_pair(workshop: Workshop, case: Case) -> Result:
 
 def _first(workshop: Workshop, model, files) -> list | None:
     try:
-        first = run_layers(model, workshop.ref, workshop.tokens, files).first_divergence
+        first = run_layers(workshop, model, files).first_divergence
     except CheckpointError:
         return None
     return None if first is None else [first.layer, str(first.stage)]
@@ -96,8 +98,7 @@ def _first(workshop: Workshop, model, files) -> list | None:
 
 def _located(workshop: Workshop, model, files, result: Result) -> list[list]:
     fed = TokensReport("bench", None, "none", workshop.tokens)
-    mixed = any(len(set(tensor.block_types)) > 1 for tensor in files.tensors)
-    arithmetic = PRESETS["float32" if mixed else "llama.cpp"]
+    arithmetic = workshop.arithmetic or arithmetic_for(files)
     sides = Runner(model, arithmetic), Runner(workshop.ref, arithmetic)
     start = time.perf_counter()
     try:

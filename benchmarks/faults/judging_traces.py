@@ -221,7 +221,7 @@ def judge_trace(studio: Studio, case: Case, clean: Values) -> Result:
         explained = fault.explained
     folder = studio.folder / "aprt"
     shutil.rmtree(folder, ignore_errors=True)
-    save_folder(folder, values)
+    save_folder(folder, values, studio.ref.config.num_heads)
     start = time.perf_counter()
     findings = identify(folder, studio.ref, tokens=studio.tokens, arithmetic=FLOAT32)
     stages = sorted({stage for _, stage in keys})

@@ -45,13 +45,20 @@ def save_trace(path: Path, values: Values, *, model: Path, sha256: str, tokens: 
     return path
 
 
-def save_folder(folder: Path, values: Values) -> Path:
-    """An APRT folder without a sidecar, as `apr trace --save-tensor` leaves it: the head of the last token alone."""
+def save_folder(folder: Path, values: Values, heads: int) -> Path:
+    """An APRT folder without a sidecar, as upstream leaves it.
+
+    The embedding lies among the stages of layer 0, attention maps lie head by head, and of the head there is the last
+    token alone.
+    """
     for (layer, stage), value in values.items():
-        target = folder / (f"{stage}.bin" if layer < 0 else f"layer-{layer}/{stage}.bin")
+        place = 0 if stage == "embedding" else layer
+        target = folder / (f"{stage}.bin" if place < 0 else f"layer-{place}/{stage}.bin")
         target.parent.mkdir(parents=True, exist_ok=True)
         kept = value[-1:] if stage == "lm_head" else value
+        if stage in ("attn_scores", "attn_softmax"):
+            kept = kept.reshape(len(kept), heads, -1).transpose(1, 0, 2)
         numbers = np.ascontiguousarray(kept, "<f4")
-        head = struct.pack("<4sII", b"APRT", 0xFFFFFFFF if layer < 0 else layer, numbers.size)
+        head = struct.pack("<4sII", b"APRT", 0xFFFFFFFF if place < 0 else place, numbers.size)
         target.write_bytes(head + numbers.tobytes())
     return folder

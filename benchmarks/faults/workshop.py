@@ -17,6 +17,7 @@ from tensor_faults import TENSOR_FAULTS, Site
 
 from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint
+from aprjax.qwen2.arithmetic import Arithmetic
 
 # Where a config key acts first.
 CONFIG_SITES = {
@@ -55,6 +56,7 @@ class Workshop:
         ref: the reference, opened once.
         folder: for copies.
         tokens: what both sides are fed.
+        arithmetic: of both sides; None: what `layers` takes unasked.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Workshop:
     ref: Checkpoint
     folder: Path
     tokens: tuple[int, ...]
+    arithmetic: Arithmetic | None = None
     _file: Any = field(default=None, repr=False)
 
     @property
