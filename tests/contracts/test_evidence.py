@@ -344,6 +344,7 @@ def test_a_text_that_is_no_log(text: str) -> None:
         ("https://example.org/a/b", "https://example.org/a/b"),
         ("evidence/x/check.log and 1/2/3", "evidence/x/check.log and 1/2/3"),
         ("~/models/a.apr", "~/models/a.apr"),
+        ("#!/bin/sh and /usr/bin/env", "#!/bin/sh and /usr/bin/env"),
     ],
 )
 def test_places_are_cut(text: str, expected: str) -> None:

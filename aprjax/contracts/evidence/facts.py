@@ -16,9 +16,16 @@ from aprjax.trace.commit import source_commit
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "gguf", "tokenizers", "safetensors", "llama-cpp-python", "transformers")
 PACKAGES += ("torch", "PyYAML")
 
-# An absolute path of two components or more. What stands before it must not be part of a word, a URL or a path.
-_ABSOLUTE = re.compile(r"(?<![\w./~…])(?:/[^\s/\"'`,;:()\[\]<>|]+)+/([^\s/\"'`,;:()\[\]<>|]+)")
+# An absolute path of two components or more. What stands before it must not be part of a word, a URL or a path. The
+# folders that every system has (`#!/bin/sh`) are nobody's.
+_ABSOLUTE = re.compile(
+    r"(?<![\w./~…])/(?!(?:bin|dev|etc|lib|lib64|proc|sbin|sys|usr)/)"
+    r"(?:[^\s/\"'`,;:()\[\]<>|]+/)+([^\s/\"'`,;:()\[\]<>|]+)"
+)
 _DRIVE = re.compile(r"(?<!\w)[A-Za-z]:\\(?:[^\s\\\"']+\\)*([^\s\\\"']+)")
+
+# Folders that somebody's files lie in. A model may well write of `/var/log`, and that is nobody's.
+_PRIVATE = re.compile(r"(?<![\w./~…])/(?:home|root|Users|work|tmp|mnt|media|srv|scratch)/[^\s\"'\\]+")
 
 
 def host_facts() -> dict[str, Any]:
@@ -58,8 +65,8 @@ def without_places(value: Any) -> Any:
 
 
 def names_a_place(text: str) -> str | None:
-    """The first absolute path in a text, if there is one."""
-    found = _ABSOLUTE.search(text) or _DRIVE.search(text)
+    """The first path into a folder of somebody's machine in a text, if there is one."""
+    found = _PRIVATE.search(text)
     return None if found is None else found[0]
 
 
