@@ -23,6 +23,8 @@ READS_HEADS = (Stage.ATTN_SCORES, Stage.ATTENTION)
 CACHED = (Stage.ATTN_SCORES, Stage.ATTENTION)
 # Windows that are tried where whole layers are computed for each.
 _WINDOWS = tuple(2**n for n in range(13))
+# Scales with a reason, the likeliest first.
+SCALES = ("attn-scale-missing", "attn-scale-multiplied", "attn-scale-twice", "attn-scale-hidden")
 _PROJECTIONS = ("q", "k", "v")
 _HEAD_MAPS = (
     ("interleaved", "head modulo KV heads instead of head divided by the group"),
@@ -117,7 +119,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             f"scores are scaled by {with_error(value, error)} instead of {shown(evidence.config.head_dim**-0.5)}"
         ),
         next_step="correct the scale of attention scores: the engine ran with {value}",
-        generalises=("attn-scale-missing", "attn-scale-multiplied", "attn-scale-twice", "attn-scale-hidden"),
+        generalises=SCALES,
     ),
     *(
         choice(
@@ -156,7 +158,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             f"{what}-cache-{slug}",
             stages,
             f"every query reads the {what}s of one position {words}: the cache is shifted",
-            **{f"{what}_lag": lag},
+            sets={f"{what}_lag": lag},
         )
         for what, stages in (("key", SCORES), ("value", ATTENTION))
         for slug, words, lag in (("behind", "before", 1), ("ahead", "after", -1))
@@ -167,7 +169,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             CACHED,
             f"keys and values are kept in {kind}",
             applies=lambda evidence, node, kind=kind: kind != "float16" or evidence.arithmetic.kv_cache != "float16",
-            next_step=f"a {kind} cache is an option of the engine: run it with a float32 one, or replay with its arithmetic",
+            next_step=f"a {kind} cache is an option of the engine: run it with a float32 one, or name its arithmetic",
             cache=kind,
         )
         for kind in ("float16", "bfloat16", "q8_0")
@@ -182,7 +184,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             ("not-normalised", "the exponentials are not divided by their sum", "not normalised"),
             (
                 "one-more",
-                "the softmax's sum has an extra term of one (a zero score nobody asked for)",
+                "the softmax's sum has an extra term, of a score of zero",
                 "one more in the sum",
             ),
         )

@@ -73,7 +73,8 @@ def _trace(opened: Side, tokens: list[int] | None, arithmetic: str | None, stack
     if opened.kind != "checkpoint" or arithmetic in (None, "auto"):
         return live_trace(opened, tokens, stack)
     checkpoint: Checkpoint | None = opened.checkpoint
-    assert checkpoint is not None and arithmetic is not None
+    assert checkpoint is not None
+    assert arithmetic is not None
     return run_checkpoint(checkpoint, opened.require(tokens), preset(arithmetic))
 
 

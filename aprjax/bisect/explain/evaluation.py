@@ -122,7 +122,7 @@ class Evaluation:
         return self.value(node) if own is None else own
 
     def _compute(self, node: Node) -> np.ndarray:
-        layer, stage = node
+        stage = node[1]
         evidence, variant = self.evidence, self.variant(node)
         if stage is Stage.EMBEDDING:
             value = evidence.embedded(variant).astype(np.float64)

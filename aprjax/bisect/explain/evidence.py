@@ -83,7 +83,7 @@ class Evidence:
 
     @property
     def positions(self) -> np.ndarray:
-        """Of the rows of every stage up to the last residual: 0, 1, …"""
+        """Of the rows of every stage up to the last residual: from 0 on."""
         return np.arange(len(self.trace.info.tokens))
 
     @cached_property

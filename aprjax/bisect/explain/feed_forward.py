@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from aprjax.bisect.explain.attention import SCALES
 from aprjax.bisect.explain.evidence import Evidence
 from aprjax.bisect.explain.hypothesis import Hypothesis
 from aprjax.bisect.explain.programs import Shift
@@ -43,35 +44,33 @@ ACTIVATIONS: tuple[Hypothesis, ...] = (
 )
 
 
+_ADDITIONS = (
+    ("residual-missing", "skip", 0.0, "{branch} is not added to the residual stream"),
+    ("output-missing", "branch", 0.0, "the residual stream goes past {branch}"),
+    ("output-doubled", "branch", 2.0, "{branch} is added twice"),
+    ("residual-doubled", "skip", 2.0, "the residual stream is added twice to {branch}"),
+)
+
+
 def _residuals() -> Iterator[Hypothesis]:
-    for name, words, stage in _RESIDUALS:
-        skip, branch = f"{name}_skip", f"{name}_branch"
-        yield choice(
-            f"{name}-residual-missing", (stage,), f"{words} is not added to the residual stream", **{skip: 0.0}
-        )
-        yield choice(f"{name}-output-missing", (stage,), f"the residual stream goes past {words}", **{branch: 0.0})
-        yield choice(f"{name}-output-doubled", (stage,), f"{words} is added twice", **{branch: 2.0})
-        yield choice(
-            f"{name}-residual-doubled", (stage,), f"the residual stream is added twice to {words}", **{skip: 2.0}
-        )
+    for name, branch, stage in _RESIDUALS:
+        for slug, which, factor, words in _ADDITIONS:
+            yield choice(f"{name}-{slug}", (stage,), words.format(branch=branch), sets={f"{name}_{which}": factor})
         yield choice(
             f"{name}-residual-from-norm",
             (stage,),
-            f"{words} is added to its normalised input instead of its input",
+            f"{branch} is added to its normalised input instead of its input",
             skip_from_norm=True,
         )
-        for field, what in ((branch, words), (skip, "the residual stream")):
+        for which, what in (("branch", branch), ("skip", "the residual stream")):
             yield fitted(
-                f"{field.replace('_', '-')}-scaled",
+                f"{name}-{which}-scaled",
                 (stage,),
-                Number("factor", _setter(field)),
-                lambda value, error, evidence, what=what, words=words: (
-                    f"{what} is multiplied by {with_error(value, error)} where {words} joins it"
+                Number("factor", _setter(f"{name}_{which}")),
+                lambda value, error, evidence, what=what, branch=branch: (
+                    f"{what} is multiplied by {with_error(value, error)} where {branch} joins it"
                 ),
-                generalises=tuple(
-                    f"{name}-{part}"
-                    for part in ("residual-missing", "output-missing", "output-doubled", "residual-doubled")
-                ),
+                generalises=tuple(f"{name}-{slug}" for slug, field, _, _ in _ADDITIONS if field == which),
             )
 
 
@@ -106,10 +105,7 @@ RESIDUALS: tuple[Hypothesis, ...] = (
     ),
 )
 # What scales a stage's whole value, too, and says why.
-_SCALES = tuple(
-    (slug, Stage.ATTN_SCORES)
-    for slug in ("attn-scale", "attn-scale-missing", "attn-scale-multiplied", "attn-scale-twice", "attn-scale-hidden")
-)
+_SCALES = tuple((slug, Stage.ATTN_SCORES) for slug in ("attn-scale", *SCALES))
 SCALED: tuple[Hypothesis, ...] = (
     *(choice(f"zero-{stage}", (stage,), f"{stage} is zero", factors={stage: 0.0}) for stage in Stage),
     *(_scaled(stage) for stage in Stage),

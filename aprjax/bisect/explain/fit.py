@@ -96,7 +96,8 @@ def fit(
     squares = first = float(residuals @ residuals)
     if not np.isfinite(squares):
         return None
-    damping, taken = 1e-3, 0
+    damping, taken, gained = 1e-3, 0, 0.0
+    step = np.zeros(len(specs))
     curvature = np.zeros((len(specs), len(specs)))
     for taken in range(1, steps + 1):
         slopes = problem.slopes(at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,9 +31,11 @@ def choice(
     next_step: str = "",
     generalises: tuple[str, ...] = (),
     applies: Callable[[Evidence, Node], bool] = lambda evidence, node: True,
+    sets: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Hypothesis:
-    """A hypothesis that sets some fields of a `Variant`."""
+    """A hypothesis that sets some fields of a `Variant`; `sets` are such with computed names."""
+    fields |= sets or {}
 
     def test(evidence: Evidence, node: Node) -> Iterator[Candidate]:
         if applies(evidence, node):

@@ -39,8 +39,7 @@ def _theta_starts(evidence: Evidence, node: Node) -> Iterator[float]:
 
 def _stretch_starts(evidence: Evidence, node: Node) -> Iterator[float]:
     # Linear scaling is by small whole numbers, one way or the other; the fit finds what lies between.
-    for factor in (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0):
-        yield factor
+    yield from (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0)
 
 
 def _with_theta(variant: Variant, value: Any) -> Variant:
@@ -100,7 +99,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             f"rope_theta = {with_error(value, error)} instead of {shown(evidence.config.rope_theta)}"
         ),
         kind="config",
-        next_step="correct rope_theta: the engine ran with {value}; convert the model again, or fix what the engine reads",
+        next_step="correct rope_theta: the engine ran with {value}; convert the model again, or fix what it reads",
         applies=_several_positions,
     ),
     Hypothesis(
