@@ -178,7 +178,7 @@ def activation_block(name: str, columns: int, arithmetic: Arithmetic) -> str | i
     return engines
 
 
-def _through_blocks(x: Float[Array, "position in"], partner: str | int, arithmetic: Arithmetic) -> Array:
+def through_blocks(x: Float[Array, "position in"], partner: str | int, arithmetic: Arithmetic) -> Array:
     """`x` quantized and decoded again, in the arithmetic's type; straight through."""
 
     def kernel(x: Array) -> Array:
@@ -234,4 +234,4 @@ def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmeti
         return integer_matmul(name, weight, x).astype(arithmetic.dtype)
     if arithmetic.activations == "realizar" and arithmetic.matmul == "integer" and arithmetic.emulates:
         return straight_through(realizar.integer_matmul, partial(float_matmul, name))(weight, x)
-    return float_matmul(name, weight, _through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)
+    return float_matmul(name, weight, through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)

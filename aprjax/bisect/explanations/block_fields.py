@@ -212,10 +212,12 @@ def only_field(pair: Pair) -> str | None:
     return f"only the {named[0]} of the {pair.ours.block_type} blocks differ" if len(named) == 1 else None
 
 
+# By hypothesis: the accidents of a block type in words, each with a change of `uint8[blocks, bytes]` in place.
+CHANGES: dict[str, Callable[[str], Iterator[tuple[str, _Change]]]] = {
+    "nibbles-reordered": _nibble_changes,
+    "high-bits-dropped": _high_bit_changes,
+    "scale-bits-dropped": _scale_bit_changes,
+    "minimum-lost": _minimum_changes,
+}
 _READER = "correct the unpacking of the blocks (ggml-common.h has the layout), or convert again from the reference"
-HYPOTHESES = (
-    Hypothesis("nibbles-reordered", partial(_changed, _nibble_changes), _READER),
-    Hypothesis("high-bits-dropped", partial(_changed, _high_bit_changes), _READER),
-    Hypothesis("scale-bits-dropped", partial(_changed, _scale_bit_changes), _READER),
-    Hypothesis("minimum-lost", partial(_changed, _minimum_changes), _READER),
-)
+HYPOTHESES = tuple(Hypothesis(slug, partial(_changed, changes), _READER) for slug, changes in CHANGES.items())

@@ -60,19 +60,19 @@ def _exchanged(pair: Pair) -> Iterator[Candidate]:
         yield from by_elements(pair, words, lambda i, j: np.divmod(i * columns + j, theirs[1]))
     elif theirs == (rows, columns) and rows != columns:
         # Transposed, and the shape written as it was; then the inverse of that.
-        back = partial(_flat_transposed, rows=rows, columns=columns)
+        back = partial(flat_transposed, rows=rows, columns=columns)
         yield from by_elements(pair, "with its two dimensions exchanged", back, order="transposed")
-        forth = partial(_read_transposed, rows=rows, columns=columns)
+        forth = partial(read_transposed, rows=rows, columns=columns)
         yield from by_elements(pair, "with its two dimensions exchanged", forth, order="read as transposed")
 
 
-def _flat_transposed(i: np.ndarray, j: np.ndarray, *, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def flat_transposed(i: np.ndarray, j: np.ndarray, *, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """`theirs.T.reshape(rows, columns)`."""
     column, row = np.divmod(i * columns + j, rows)
     return row, column
 
 
-def _read_transposed(i: np.ndarray, j: np.ndarray, *, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def read_transposed(i: np.ndarray, j: np.ndarray, *, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """`theirs.reshape(columns, rows).T`."""
     row, column = np.divmod(j * rows + i, columns)
     return row, column
