@@ -10,12 +10,14 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from browser import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -147,3 +149,17 @@ def transformers() -> ModuleType:
     import transformers
 
     return transformers
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium. Mark such tests `chromium`."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    executable = os.environ.get("APRJAX_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        fix = "install one (`apt-get install chromium`) or name it in APRJAX_CHROMIUM"
+        absent("no Chromium or Chrome is installed", fix, required_by="APRJAX_REQUIRE_BROWSER")
+        raise AssertionError  # unreachable: `absent` skips or fails
+    started = Browser(executable, tmp_path_factory.mktemp("chromium"))
+    yield started
+    started.close()

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from aprjax import __version__
-from aprjax.bisect.page import causes, margins_view, measured, parts, words
+from aprjax.bisect.page import causes, judged, margins_view, measured, parts, words
 from aprjax.bisect.page.documents import VERSIONS, Document
 from aprjax.bisect.page.formats import number, seconds
 from aprjax.bisect.page.headline import Headline, deciding, headline
@@ -144,8 +144,8 @@ _BLOCKS: dict[str, Callable[..., list[Block]]] = {
     "files": causes.files_blocks,
     "locate": causes.locate_blocks,
     "attribute": causes.attribute_blocks,
-    "explain": causes.explain_blocks,
-    "check": causes.check_blocks,
+    "explain": judged.explain_blocks,
+    "check": judged.check_blocks,
     "tokens": words.tokens_blocks,
     "margins": margins_view.margins_blocks,
     "generate": words.generate_blocks,

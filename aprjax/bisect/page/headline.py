@@ -165,9 +165,13 @@ def _replay(plain: Headline, value: Mapping[str, Any]) -> Headline:
 
 
 def _attribute(plain: Headline, value: Mapping[str, Any]) -> Headline:
-    contributions = value.get("contributions") or []
+    contributions, causes = value.get("contributions") or [], value.get("causes") or []
     if not contributions:
         return plain
+    if causes and plain.tone != "none":
+        first = causes[0]
+        cause = f"{plain.cause}; most of it: {first['sentence']}"
+        return _confident(replace(plain, cause=cause, next_step=str(first.get("next_step") or "")), first)
     return replace(plain, where=f"most of it: {place(contributions[0]['layer'], contributions[0]['stage'])}")
 
 

@@ -75,9 +75,9 @@ def _token_words(row: Mapping[str, Any]) -> str:
     if not row.get("ref") or not row.get("model"):
         return f"position {row['position']}, {row['verdict']}: logits that are not finite"
     return (
-        f"position {row['position']}, {row['verdict']}: after “{row['text']}” the reference says “{row['ref_text']}” "
-        f"by {number(row['ref']['margin'], 3)}, the model “{row['model_text']}” by {number(row['model']['margin'], 3)}, "
-        f"KL {number(row['kl'], 2)}"
+        f"position {row['position']}, {row['verdict']}: after “{row['text']}” the reference says "
+        f"“{row['ref_text']}” by {number(row['ref']['margin'], 3)}, the model “{row['model_text']}” by "
+        f"{number(row['model']['margin'], 3)}, KL {number(row['kl'], 2)}"
     )
 
 

@@ -127,8 +127,8 @@ def _margins(report: Mapping[str, Any], texts: Mapping[int, str]) -> list[Block]
     verdicts = [layers_token_verdict(margin) for margin in margins]
     words = [
         f"position {m['position']}, {verdict}: after “{readable(tokens[m['position']])}” the reference says "
-        f"“{readable(m['ref']['top1'])}” by {number(m['ref']['margin'], 3)}, the model “{readable(m['model']['top1'])}” "
-        f"by {number(m['model']['margin'], 3)}, KL {number(m['kl'], 2)}"
+        f"“{readable(m['ref']['top1'])}” by {number(m['ref']['margin'], 3)}, the model "
+        f"“{readable(m['model']['top1'])}” by {number(m['model']['margin'], 3)}, KL {number(m['kl'], 2)}"
         for m, verdict in zip(margins, verdicts, strict=True)
     ]
     shown = [
@@ -236,7 +236,7 @@ def replay_blocks(report: Mapping[str, Any], key: str) -> list[Block]:
     found = heat.of_replay(report, key)
     if found is not None:
         blocks.append(Block(found.title, heat_map(found)))
-    blocks.append(Block("By stage", _by_stage(report)))
+    blocks.append(Block("By stage", _by_stage(report), plain=True))
     return blocks
 
 
