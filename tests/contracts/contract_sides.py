@@ -10,8 +10,8 @@ from typing import Any
 
 from tiny import CONFIG, VOCABULARY, tiny_checkpoint, write_tiny
 
-from aprjax.checkpoint import convert
 from aprjax.checkpoint.apr_writer import write_apr
+from aprjax.checkpoint.convert import convert
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.contracts.check.measurement import RULES, Asked, Measurement, judged
 from aprjax.contracts.check.run import load_rules

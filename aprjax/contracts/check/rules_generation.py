@@ -111,7 +111,7 @@ def model_listens(asked: Asked) -> Measurement:
     return _sensitivity(asked, "model")
 
 
-@measures("FALSIFY-QW2E-SHIP-002", "SHIP-002")
+@measures("FALSIFY-QW2E-SHIP-002")
 def valid_python(asked: Asked) -> Measurement:
     """`def fib(n):` is continued to Python that parses and defines the function."""
     answer = asked.bench.answers("model")["fib", "none"]
