@@ -13,9 +13,9 @@ import pytest
 from contracts_checked import report
 
 from aprjax.checkpoint.types import CheckpointError
-from aprjax.contracts.evidence import validate_folder
+from aprjax.contracts.evidence import validate_folder, write_evidence
 from aprjax.contracts.evidence.manifest import seal
-from aprjax.contracts.types import Status
+from aprjax.contracts.types import CheckReport, Status, Threshold
 from aprjax.contracts.upstream.qa import (
     GATES,
     Gate,
@@ -353,3 +353,73 @@ def test_parsed_python_is_parsed_again(folder: Path) -> None:
     (folder / "fib-completion.py").unlink()
     seal(folder)
     assert {c.id for c in validate_folder(folder).contradictions} == {"raw-missing"}
+
+
+MARGINS: dict[str, Any] = {
+    "schema": "aprjax.margins/1",
+    "sides": {
+        "model": {"path": "/srv/somebody/a.apr", "sha256": "ab" * 32, "format": "apr", "arithmetic": "llama.cpp"},
+        "ref": {"path": "b.gguf", "sha256": "cd" * 32, "format": "trace of gguf", "arithmetic": "llama.cpp (live)"},
+    },
+    "tokens": [
+        {
+            "position": n,
+            "token": 100 + n,
+            "model": {"top1": 5},
+            "ref": {"top1": 5 if n else 6},
+            "cosine": 0.9999,
+            "kl": 1e-4,
+            "rms_delta": 0.25 if n else 0.0,
+            "max_delta": 0.5,
+        }
+        for n in range(MIN_POSITIONS)
+    ],
+}
+LEAST = Threshold("least_cosine", "measured between legitimate builds", minimum=0.999)
+
+
+def with_logits(folder: Path, margins: dict[str, Any]) -> CheckReport:
+    """A check with a test on the least cosine of a raw report of logits."""
+    found = report(folder)
+    outcome = replace(
+        found.outcomes[0], thresholds=(LEAST,), measured={"least_cosine": 0.9999}, artifacts=("output-pair.json",)
+    )
+    tests = found.contracts[0].falsification_tests
+    contract = replace(found.contracts[0], falsification_tests=(replace(tests[0], thresholds=(LEAST,)), *tests[1:]))
+    artifacts = {**found.artifacts, "output-pair.json": json.dumps(margins)}
+    return replace(found, outcomes=(outcome, found.outcomes[1]), contracts=(contract,), artifacts=artifacts)
+
+
+def test_a_check_of_logits_has_its_receipt(tmp_path: Path) -> None:
+    folder = write_evidence(with_logits(tmp_path, MARGINS), tmp_path / "elsewhere")
+    assert validate_folder(folder).contradictions == ()
+    path = folder / "receipts" / "output-pair.parity-receipt-v2.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["comparator"]["kind"] == "llama_cpp"
+    assert found["cell"]["file"] == "a.apr"
+    assert found["result"]["verdict"] == "PASS"
+    assert found["raw"]["metrics"][1]["sigma_level"] == 16
+    assert found["raw"]["metrics"][0]["verdict"] == "WarnArgmax"
+    assert any("cpk" in entry for entry in found["unmeasured"])
+    found["raw"]["metrics"][3]["kl_divergence"] = 0.0
+    path.write_text(json.dumps(found), encoding="utf-8")
+    seal(folder)
+    assert {c.id for c in validate_folder(folder).contradictions} == {"fact-mismatch"}
+
+
+def test_one_engine_is_no_oracle(tmp_path: Path) -> None:
+    ref = {**MARGINS["sides"]["ref"], "arithmetic": "float32"}
+    folder = write_evidence(
+        with_logits(tmp_path, {**MARGINS, "sides": {**MARGINS["sides"], "ref": ref}}), tmp_path / "e"
+    )
+    found = json.loads((folder / "receipts" / "output-pair.parity-receipt-v2.json").read_text(encoding="utf-8"))
+    assert found["comparator"]["kind"] == "self"
+    assert any("ORACLE ARM" in entry for entry in found["unmeasured"])
+    assert validate_folder(folder).accepted
+
+
+def test_a_position_without_numbers_has_no_receipt(tmp_path: Path) -> None:
+    tokens = [{**MARGINS["tokens"][0], "cosine": None}]
+    folder = write_evidence(with_logits(tmp_path, {**MARGINS, "tokens": tokens}), tmp_path / "evidence")
+    assert not (folder / "receipts").exists()
+    assert validate_folder(folder).accepted

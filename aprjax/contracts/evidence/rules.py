@@ -13,6 +13,8 @@ from aprjax.contracts.evidence.findings import Contradiction
 from aprjax.contracts.evidence.foreign_rules import known_models
 from aprjax.contracts.evidence.log import LogError, LoggedCheck, parse_log
 from aprjax.contracts.evidence.reading import Unreadable, expect, read_text
+from aprjax.contracts.evidence.receipts import FOLDER as RECEIPTS
+from aprjax.contracts.evidence.receipts import receipt_name, rows_of_margins
 from aprjax.contracts.types import SCHEMA, Status
 
 _STATUSES = frozenset(map(str, Status))
@@ -45,6 +47,7 @@ def judge_check(
     except (Unreadable, TypeError, KeyError) as error:
         return {}, [*wrong, Contradiction("wrong-type", RAW, str(error))]
     wrong += _documents(folder, names, documents, log, raw)
+    wrong += _receipts(names, documents)
     wrong += [
         Contradiction("raw-missing", RAW, f"{test['test_id']} rests on raw/{name}, which is not there")
         for test in raw["outcomes"]
@@ -206,3 +209,20 @@ def _documents(
     for name in names:
         if name.endswith(f"/{DOCUMENT}") and name not in expected:
             yield Contradiction("outcome-mismatch", name, "a document of a test that the log does not have")
+
+
+def _receipts(names: Sequence[str], documents: Mapping[str, Any]) -> Iterator[Contradiction]:
+    """Each receipt's rows, made again from the raw report that it names, are its rows."""
+    sources = {receipt_name(name.removeprefix("raw/")): name for name in names if name.startswith("raw/")}
+    for name in names:
+        if not name.startswith(f"{RECEIPTS}/") or name not in documents:
+            continue
+        source = sources.get(name)
+        try:
+            rows = rows_of_margins(documents[source]) if source is not None and source in documents else None
+        except (KeyError, TypeError):
+            rows = None
+        if rows is None:
+            yield Contradiction("raw-missing", name, "no raw report of logits lies behind it")
+        elif documents[name].get("raw", {}).get("metrics") != rows:
+            yield Contradiction("fact-mismatch", name, f"its rows are not those of {source}")

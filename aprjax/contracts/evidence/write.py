@@ -15,6 +15,7 @@ from aprjax.contracts.evidence.findings import dump
 from aprjax.contracts.evidence.log import log_text, parse_log
 from aprjax.contracts.evidence.manifest import seal
 from aprjax.contracts.evidence.reading import parse_document
+from aprjax.contracts.evidence.receipts import receipts
 from aprjax.contracts.types import CheckReport
 
 # Beyond this many evidence folders of one contract on one day, something writes them in a loop.
@@ -69,6 +70,9 @@ def _files(report: CheckReport, folder: str) -> dict[str, bytes]:
     # From here on, only what the two texts say counts.
     log, raw = parse_log(log_lines), parse_document(raw_text.decode("ascii"))
     host, versions = host_facts(), version_facts()
+    raw_files = {name: files[f"raw/{name}"].decode("utf-8") for name in report.artifacts}
+    for name, document in receipts(raw, raw_files, folder=folder, host=host, versions=versions).items():
+        files[name] = dump(document)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     tests = {(c.id, test.id): (c, test) for c in report.contracts for test in c.falsification_tests}
     for logged in log.tests:

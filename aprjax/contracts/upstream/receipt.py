@@ -223,7 +223,9 @@ def _problems(document: Any, folder: Path) -> Iterator[str]:
     if kind != "self" and not comparator.get("comparator_sha"):
         yield "an oracle is named by comparator_sha (PRC-INV-004)"
     source = document["threshold_source"]
-    if ".." in Path(source).parts or not any((above / source).is_file() for above in [folder, *folder.parents][:6]):
+    inside = folder / source.removeprefix(f"evidence/{folder.name}/")
+    above = [parent / source for parent in [folder, *folder.resolve().parents][:6]]
+    if ".." in Path(source).parts or not any(place.is_file() for place in [inside, *above]):
         yield f"threshold_source {source!r:.120} names no file (PRC-INV-005)"
     yield from _raw_problems(expect(document, "raw", dict), expect(document, "result", dict))
 
