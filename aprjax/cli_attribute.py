@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -86,7 +87,7 @@ def attribute(
         positions=positions,
     )
     found = attribute_sides(model, ref, question, kind=metric.value, steps=steps, verify=verify, base=base.value)
-    if report is not None:
-        write_report(found, report)
     show(lambda console: render(found, console), found.to_json(), json_out)
+    if report is not None:
+        print(f"report: {write_report(found, report)}", file=sys.stderr)
     return found.verdict.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from aprjax.cli_options import (
     PromptFile,
     Ref,
     RefArithmetic,
+    ReportDir,
     TokenIds,
     Wrap,
     WrapOption,
@@ -42,6 +44,7 @@ def locate(
     positions: Positions = "last",
     runs: Annotated[bool, typer.Option("--runs", help="Show every run that was made.")] = False,
     json_out: JsonOut = None,
+    report: ReportDir = None,
 ) -> int:
     """Find the places that cause a drift, by putting the reference's values into the model and the reverse."""
     check_prompt(prompt, prompt_file, tokens, wrap)
@@ -51,7 +54,7 @@ def locate(
     from aprjax.bisect.locate.command import locate_sides
     from aprjax.bisect.locate.render import render
 
-    check_destinations(json_out)
+    check_destinations(json_out, report)
     question = Question(
         prompt=prompt,
         prompt_file=prompt_file,
@@ -62,6 +65,11 @@ def locate(
         ref_arithmetic=ref_arithmetic,
         positions=positions,
     )
-    report = locate_sides(model, ref, question)
-    show(lambda console: render(report, console, every_run=runs), report.to_json(), json_out)
-    return report.verdict.exit_code
+    found = locate_sides(model, ref, question)
+    document = found.to_json()
+    show(lambda console: render(found, console, every_run=runs), document, json_out)
+    if report is not None:
+        from aprjax.bisect.page import write_report
+
+        print(f"report: {write_report(document, report)}", file=sys.stderr)
+    return found.verdict.exit_code

@@ -99,5 +99,7 @@ Positions = Annotated[
     str, typer.Option(metavar="last|all|A..B", callback=_valid_positions, help="Token positions to compare.")
 ]
 JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - is stdout.")]
-ReportDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the report with its plots here.")]
+ReportDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write a page (index.html), the JSON and plots here.")
+]
 SaveTrace = Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was captured.")]

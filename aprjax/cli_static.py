@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -32,4 +33,6 @@ def files(
 
     found = compare_two_files(model, ref, decode=decode, json_out=json_out, report=report)
     show(lambda console: render(found, console, top=top), found.to_json(), json_out)
+    if report is not None:
+        print(f"report: {report / 'index.html'}", file=sys.stderr)
     return found.verdict.exit_code

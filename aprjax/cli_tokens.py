@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from aprjax.cli_options import (
     Prompt,
     PromptFile,
     Ref,
+    ReportDir,
     TokenIds,
     Wrap,
     WrapOption,
@@ -33,6 +35,7 @@ def tokens(
     wrap: WrapOption = Wrap.NONE,
     engine: Annotated[bool, typer.Option(help="Also ask llama.cpp about each GGUF file, if it is installed.")] = True,
     json_out: JsonOut = None,
+    report: ReportDir = None,
 ) -> int:
     """Compare what two sides are fed: token ids, special tokens, stop tokens, chat templates.
 
@@ -45,8 +48,13 @@ def tokens(
     from aprjax.bisect.tokens.render import render
     from aprjax.text.prompt import read_prompt_file
 
-    check_destinations(json_out)
+    check_destinations(json_out, report)
     text = prompt if prompt_file is None else read_prompt_file(prompt_file)
-    report = compare_tokens(open_two(model, ref), text=text, times=wrap.value, ids=token_ids(token_list), engine=engine)
-    show(lambda console: render(report, console), report.to_json(), json_out)
-    return report.verdict.exit_code
+    found = compare_tokens(open_two(model, ref), text=text, times=wrap.value, ids=token_ids(token_list), engine=engine)
+    document = found.to_json()
+    show(lambda console: render(found, console), document, json_out)
+    if report is not None:
+        from aprjax.bisect.page import write_report
+
+        print(f"report: {write_report(document, report)}", file=sys.stderr)
+    return found.verdict.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_reports import COMMANDS, SAVED, checked, every_report, explained, made_up, made_up_json, one_stage_less, saved
+from tiny import tiny_checkpoint, write_tiny
 
 from aprjax.bisect.page import report_fragment, write_combined, write_report
 from aprjax.bisect.page.build import render_page
@@ -23,7 +25,7 @@ from aprjax.bisect.page.formats import number, percent, prose, signed
 from aprjax.bisect.page.parts import embedded
 from aprjax.bisect.page.scales import BINS, LogAxis, colour_bin
 from aprjax.bisect.report import Verdict
-from aprjax.cli import main
+from aprjax.cli import app, main
 
 HOSTILE = "</script><script>alert(1)</script><!--\u2028\u2029\"'&amp;<img src=x onerror=alert(1)>`]]>"
 
@@ -224,6 +226,22 @@ def test_the_command_takes_files_and_folders(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "file").write_text("")
     assert main(["report", str(SAVED), "--out", str(tmp_path / "file")]) == 4
     assert main(["report", "--out", str(out)]) == 2
+
+
+def test_every_command_that_compares_writes_a_report() -> None:
+    options = {
+        c.callback.__name__: inspect.signature(c.callback).parameters for c in app.registered_commands if c.callback
+    }
+    assert {name for name, parameters in options.items() if "report" in parameters} >= VERSIONS.keys()
+
+
+def test_tokens_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_tiny(tmp_path / "tiny.apr", tiny_checkpoint()).path
+    sides = ["--model", str(file), "--ref", str(file), "--no-engine"]
+    assert main(["tokens", *sides, "--tokens", "5,17", "--report", str(tmp_path / "out")]) == 0
+    assert "report: " in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "tokens.json"}
+    assert "tiny.apr" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_folder_has_the_page_and_what_made_it(tmp_path: Path) -> None:
