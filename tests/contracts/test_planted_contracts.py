@@ -1,0 +1,103 @@
+"""On each planted fault of the fault bench at least one contract fails, and on the clean pair none does."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from contract_sides import MadeUpBench, outcome, write_pair
+from test_rules_text import bench as text_bench
+
+from aprjax.bisect.files import compare_files
+from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.contracts.types import Status
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "faults"
+# Contracts that need no run: they see every fault that lies in a file.
+ABOUT_FILES = tuple(f"APRJAX-FORMAT-00{number}" for number in range(1, 5))
+ABOUT_TEXT = ("APRJAX-TOKENIZER-002", "APRJAX-TOKENIZER-004", "APRJAX-TOKENIZER-005", "FALSIFY-CHAT-001")
+# The small model has another shape than the faults' default layers.
+LAYERS = {"k-bias-zero": 1, "gate-up-swapped": 1, "o-proj-transposed": 1, "nibbles-interleaved": 2, "nan-weight": 1}
+LAYERS |= {"norm-scaled": 2, "tensor-missing": 1}
+
+
+@pytest.fixture(scope="module")
+def planter() -> Iterator[SimpleNamespace]:
+    """The planters, which share no code with what finds the faults, and import each other by their bare names."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("plant", "cases", "bench")})
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_pair(tmp_path_factory.mktemp("clean"))
+
+
+def failing(model: Checkpoint, ref: Checkpoint) -> set[str]:
+    """The contracts about files that the model fails."""
+    bench = MadeUpBench(files_by_side={"model": model, "ref": ref}, files=compare_files(model, ref))
+    return {name for name in ABOUT_FILES if outcome(bench, name).status is Status.FAIL}
+
+
+def first_failing_text(model: Checkpoint, ref: Checkpoint) -> str | None:
+    """The first contract about text that the model fails; rendering templates, the slowest, comes last."""
+    bench = text_bench(model, ref)
+    return next((name for name in ABOUT_TEXT if outcome(bench, name).status is Status.FAIL), None)
+
+
+def test_a_clean_pair_fails_nothing(pair: tuple[Path, Path]) -> None:
+    model, ref = (open_checkpoint(path) for path in pair)
+    assert failing(model, ref) == set()
+    assert first_failing_text(model, ref) is None
+
+
+def test_every_planted_fault_breaks_a_contract(
+    planter: SimpleNamespace, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ref = open_checkpoint(pair[1])
+    unseen = []
+    for fault in planter.plant.FAULTS:
+        target = tmp_path / f"{fault}.apr"
+        planter.plant.plant(pair[0], target, fault, planter.plant.Request(layer=LAYERS.get(fault)))
+        model = open_checkpoint(target)
+        if not failing(model, ref) and first_failing_text(model, ref) is None:
+            unseen.append(fault)
+    assert len(planter.plant.FAULTS) >= 20
+    assert unseen == []
+
+
+def cases_of(planter: SimpleNamespace) -> list[Any]:
+    """Of every fault of the bench's files, the first case and the last."""
+    by_fault: dict[str, list[Any]] = {}
+    for case in planter.cases.file_cases("tiny", (0, 1, 2)):
+        by_fault.setdefault(case.fault, []).append(case)
+    return [case for found in by_fault.values() for case in dict.fromkeys([found[0], found[-1]])]
+
+
+@pytest.mark.thorough
+def test_every_fault_of_the_bench_breaks_a_contract(planter: SimpleNamespace, tmp_path: Path) -> None:
+    shop = planter.bench.workshop("tiny", tmp_path)
+    clean = open_checkpoint(shop.clean)
+    assert failing(clean, shop.ref) - {"APRJAX-FORMAT-003"} == set()
+    unseen = []
+    cases = cases_of(planter)
+    for case in cases:
+        try:
+            with shop.model((case,)) as (model, _):
+                found = failing(model, shop.ref) - {"APRJAX-FORMAT-003"}
+        except CheckpointError:
+            continue  # the reader refuses the file: exit code 4 before any contract
+        if not found:
+            unseen.append((case.fault, case.tensor, case.strength))
+    assert len({case.fault for case in cases}) >= 35
+    # Dimensions written in the other order are mended on reading, with a warning: the weights are right.
+    assert [one for one in unseen if one[0] != "shape-reversed"] == []
