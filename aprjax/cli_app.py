@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+UNMEASURED = 3
 UNREADABLE = 4
 INTERNAL_ERROR = 70  # EX_SOFTWARE of BSD's sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -82,11 +83,12 @@ def _errors_to_exit_codes() -> Iterator[None]:
     except Exception as error:
         if _Options.debug:
             traceback.print_exc()
-        from aprjax.checkpoint.types import CheckpointError
+        from aprjax.checkpoint.types import CheckpointError, UnmeasurableError
 
         if isinstance(error, CheckpointError | OSError):
-            _complain(f"error: {error}")
-            raise SystemExit(UNREADABLE) from None
+            unmeasured = isinstance(error, UnmeasurableError)
+            _complain(f"{'unmeasured' if unmeasured else 'error'}: {error}")
+            raise SystemExit(UNMEASURED if unmeasured else UNREADABLE) from None
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = "please report it" if _Options.debug else "please report it with what `--debug` before the command shows"
         _complain(f"error: a fault in aprjax itself, not a verdict: {what} ({hint})")

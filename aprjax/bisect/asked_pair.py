@@ -13,6 +13,7 @@ from aprjax.bisect.files import FilesReport, compare_files
 from aprjax.bisect.open_sides import Opened, arithmetics, open_two, run_side
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side
+from aprjax.checkpoint.types import UnmeasurableError
 from aprjax.qwen2.compilation import enable_compilation_cache
 
 
@@ -65,6 +66,7 @@ def asked_pair(sides: tuple[Opened, Opened], question: Question) -> Iterator[Ask
 
     Raises:
         CheckpointError: an engine failed, a prompt cannot be read, or positions lie beyond it.
+        UnmeasurableError: the two tokenizers make other tokens of the prompt.
     """
     asked = asked_prompts(
         sides,
@@ -73,6 +75,11 @@ def asked_pair(sides: tuple[Opened, Opened], question: Question) -> Iterator[Ask
         tokens=question.tokens,
         wrap=question.wrap,
     )[0]
+    if not asked.agree:
+        raise UnmeasurableError(
+            asked.reason,
+            fix="give --tokens to feed both sides the same ids; `python -m aprjax tokens` says why they differ",
+        )
     positions = chosen_positions(question.positions, len(asked.ids))
     with counted_progress() as progress, ExitStack() as stack:
         first, second = (side.checkpoint for side in sides)

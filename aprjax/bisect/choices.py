@@ -6,20 +6,22 @@ switching one of them in the reference's arithmetic and looking at what that alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
 
-from aprjax.bisect.cause import MATMUL_STAGES, tensors_of
+from aprjax.bisect.cause import MATMUL_STAGES, Accusation, tensors_of
+from aprjax.bisect.confidence import Confidence
+from aprjax.bisect.locate.report import place
 from aprjax.blocks import block_format
 from aprjax.checkpoint.types import Checkpoint, EncodedTensor
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.kernels import activation_block
 from aprjax.qwen2.loading import head_tensor
-from aprjax.qwen2.stages import LAYER_STAGES, Stage
+from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, STAGE_INPUTS, Stage
 
 _NORMS = frozenset({Stage.ATTN_NORM, Stage.FFN_NORM, Stage.FINAL_NORM})
 _ROTATED = frozenset({Stage.Q_POST_ROPE, Stage.K_POST_ROPE})
@@ -149,15 +151,6 @@ def matrices_of(checkpoint: Checkpoint | None, layer: int, stage: Stage) -> tupl
     return tuple(tensor for tensor in found if tensor is not None)
 
 
-def all_matrices(checkpoint: Checkpoint) -> tuple[EncodedTensor, ...]:
-    """The matrices of all layers and the head."""
-    layers = range(checkpoint.config.num_layers)
-    inside: Iterable[EncodedTensor] = (
-        tensor for layer in layers for stage in LAYER_STAGES for tensor in matrices_of(checkpoint, layer, stage)
-    )
-    return (*inside, head_tensor(checkpoint))
-
-
 def told_apart(layer: int, stage: Stage, model: ArithmeticSide, ref: ArithmeticSide) -> tuple[Choice, ...]:
     """The choices that make two sides compute a stage differently; none where they only round differently.
 
@@ -177,6 +170,48 @@ def told_apart(layer: int, stage: Stage, model: ArithmeticSide, ref: ArithmeticS
     ]
     # The order of sums only rounds: beside anything else it is not what is looked for.
     return tuple(choice for choice in found if choice.name != "order of sums") or tuple(found)
+
+
+def words_of(choices: Iterable[Choice], side: ArithmeticSide, places: Iterable[tuple[int, Stage]]) -> str:
+    """What a side does at these places, in words."""
+    matrices = tuple(tensor for place in places for tensor in matrices_of(side.checkpoint, *place))
+    return " and ".join(choice.words(side.arithmetic, matrices) for choice in choices)
+
+
+def accuse_choices(
+    choices: tuple[Choice, ...],
+    model: ArithmeticSide,
+    ref: ArithmeticSide,
+    places: Sequence[tuple[int, Stage]],
+    confidence: Confidence,
+    *,
+    loud: Loud | None = None,
+) -> Accusation:
+    """Choices as the cause, with the place (the first of `places`) to mend first.
+
+    `loud` is the activation there whose block suffers most, if quantizing does it.
+    """
+    ours, theirs = words_of(choices, model, places), words_of(choices, ref, places)
+    where = place(*places[0])
+    cause = f"{ours} in the model ({model.arithmetic.name}), {theirs} in the reference ({ref.arithmetic.name})"
+    step = f"give both engines one choice, at {where} first: {theirs}, or {ours}"
+    if loud is not None:
+        cause = f"{cause}; at {where} {loud.sentence()}"
+        step = f"{step}; smaller blocks, or none, spare the neighbours"
+    return Accusation(cause, step, confidence)
+
+
+def input_block(
+    choices: tuple[Choice, ...], side: ArithmeticSide, layer: int, stage: Stage
+) -> tuple[Stage, int] | None:
+    """The stage whose value is quantized on its way into this one, and the block's size; None where nothing is."""
+    matrices = matrices_of(side.checkpoint, layer, stage)
+    if not matrices or layer == OUTSIDE or all(choice.name != "activations" for choice in choices):
+        return None
+    block = activation_block(matrices[0].block_type, matrices[0].shape[-1], side.arithmetic)
+    if block is None:
+        return None
+    return Stage(STAGE_INPUTS[stage][0]), block if isinstance(block, int) else block_format(block).block_size
 
 
 @dataclass(frozen=True)

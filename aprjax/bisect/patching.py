@@ -20,7 +20,7 @@ from jaxtyping import Float
 from aprjax.bisect.lockstep import Runner, Values, WeightSource
 from aprjax.bisect.replay.layers import padded, require_comparable
 from aprjax.bisect.traced import Traced
-from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.checkpoint.types import Checkpoint, UnmeasurableError
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, require_runnable
 from aprjax.qwen2.model import bucket, embed_padded, precision_scope, run_head, run_norm
@@ -188,13 +188,13 @@ class TraceReference:
         """Its value before layer `index`; without a recorded embedding, the model's own.
 
         Raises:
-            CheckpointError: the trace lacks that layer's output.
+            UnmeasurableError: the trace lacks that layer's output.
         """
         key = (index - 1, Stage.POST_FFN_RESIDUAL) if index else (OUTSIDE, Stage.EMBEDDING)
         if key not in set(self.traced.trace):
             if index == 0:
                 return self.embedded
-            raise CheckpointError(
+            raise UnmeasurableError(
                 f"the trace lacks {key[1]} of layer {key[0]}, the value to put in there",
                 file=self.traced.trace.info.path,
                 fix="record the trace with the outputs of all layers",
@@ -219,7 +219,7 @@ class TraceReference:
         missing = [row for row in self.rows if row not in at]
         if missing or (OUTSIDE, stage) not in set(trace):
             what = f"at position {missing[0]}" if missing else "at all"
-            raise CheckpointError(
+            raise UnmeasurableError(
                 f"the trace has no {stage} {what}", file=trace.info.path, fix="record the trace with its logits"
             )
         return trace[OUTSIDE, stage][[at[row] for row in self.rows]]
@@ -234,19 +234,29 @@ def open_reference(
     """The reference as a source of values.
 
     Raises:
-        CheckpointError: the trace is of other tokens, shapes or positions, or the file cannot be run.
+        UnmeasurableError: the trace is of other tokens, shapes or positions, or the file cannot be run.
     """
     if isinstance(side, Runner):
         return RunReference(PatchedModel(side, tokens, model.rows, weights))
+    require_traced(side, tokens, model.runner.checkpoint)
+    _require_finite(side)
+    return TraceReference(side, model.rows, model.embedded)
+
+
+def require_traced(side: Traced, tokens: Sequence[int], checkpoint: Checkpoint) -> None:
+    """Checks that a trace is of these tokens and of a model like this one.
+
+    Raises:
+        UnmeasurableError: it is of other tokens.
+        CheckpointError: it has other shapes, or lacks positions.
+    """
     if side.trace.info.tokens != tuple(tokens):
-        raise CheckpointError(
+        raise UnmeasurableError(
             f"the trace is of {len(side.trace.info.tokens)} tokens, not of the {len(tokens)} asked for",
             file=side.trace.info.path,
             fix="leave the prompt out to take the trace's own tokens",
         )
-    require_comparable(side.trace, model.runner.checkpoint)
-    _require_finite(side)
-    return TraceReference(side, model.rows, model.embedded)
+    require_comparable(side.trace, checkpoint)
 
 
 def _require_finite(side: Traced) -> None:
@@ -264,7 +274,7 @@ def _require_finite(side: Traced) -> None:
             continue  # masked scores may be minus infinity
         row, channel = (int(i) for i in np.argwhere(~np.isfinite(value))[0])
         where = str(stage) if layer == OUTSIDE else f"{stage} of layer {layer}"
-        raise CheckpointError(
+        raise UnmeasurableError(
             f"the trace's value is {value[row, channel]} in {where}, row {row}, channel {channel}: nothing to judge by",
             file=side.trace.info.path,
             fix="`python -m aprjax replay` says which node made it",

@@ -59,6 +59,10 @@ class CheckpointError(Exception):
         super().__init__(f"{text}. Likely fix: {fix}" if fix else text)
 
 
+class UnmeasurableError(CheckpointError):
+    """Inputs that can be read and yet leave nothing to compare: other tokens, lacking stages, NaN (exit code 3)."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One deviation met while reading or comparing files.

@@ -98,6 +98,14 @@ def test_a_planted_fault_gets_the_whole_change(base: Checkpoint, kind: str, tmp_
     assert first.infects == pytest.approx(report.change, rel=1e-3)
     assert first.heals == pytest.approx(report.change, rel=1e-3)
     assert sum(abs(c.integrated) for c in report.contributions[1:]) < 0.01 * abs(report.change)
+    # The same by what makes it; here the real runs exchange the tensor itself, not its errors.
+    cause = report.causes[0]
+    assert (cause.kind, cause.name) == ("tensor", name)
+    assert cause.integrated == pytest.approx(first.integrated, rel=1e-6)
+    assert cause.heals == pytest.approx(report.change, rel=1e-3)
+    assert cause.infects == pytest.approx(report.change, rel=1e-3)
+    assert cause.next_step
+    assert sum(c.integrated for c in report.causes) == pytest.approx(sum(c.integrated for c in report.contributions))
     json.dumps(report.to_json(), allow_nan=False)
     write_waterfall(report, tmp_path / "waterfall.png")
     assert (tmp_path / "waterfall.png").read_bytes().startswith(b"\x89PNG")
@@ -120,6 +128,26 @@ def test_drift_of_integer_arithmetic_adds_up(base: Checkpoint) -> None:
         assert found.infects is not None
         assert found.heals is not None
         assert np.sign(found.infects) == np.sign(found.heals) == np.sign(found.integrated)
+
+
+@thorough
+def test_what_the_files_make_is_told_from_what_the_arithmetics_make(base: Checkpoint) -> None:
+    names = ("model.layers.0.self_attn.k_proj.bias", "model.layers.2.mlp.down_proj.weight")
+    model = scaled(scaled(base, names[0], 1.5), names[1], 1.02)
+    model = replace(model, config=replace(model.config, rope_theta=5e5))
+    mixed = attributed(model, base, ("llama.cpp", "float32"), steps=8, verify=4)
+    pure = attributed(model, base, ("float32", "float32"), steps=8, verify=0)
+    assert mixed.gap < 0.01
+    found, alone = ({cause.name: cause for cause in report.causes} for report in (mixed, pure))
+    assert {*names, "rope_theta", "activations quantized per 256 (Q8_K)"} <= {*found}
+    assert {name for name, cause in alone.items() if cause.kind in ("tensor", "config")} == {*names, "rope_theta"}
+    for name in (*names, "rope_theta"):
+        # The file's part is that of the files under one arithmetic, but for the other side's inputs.
+        assert found[name].integrated == pytest.approx(alone[name].integrated, abs=0.1 * abs(pure.change))
+    checked = [cause for cause in mixed.causes if cause.heals is not None]
+    assert len(checked) >= 2
+    assert mixed.causes[0].infects is not None
+    assert np.sign(mixed.causes[0].infects) == np.sign(mixed.causes[0].integrated)
 
 
 def test_one_side_against_itself_has_nothing_to_attribute(base: Checkpoint) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tiny import CONFIG, tiny_checkpoint, with_tensor, write_tiny
 
 from aprjax.bisect.asked_pair import Question
+from aprjax.bisect.confidence import Level
 from aprjax.bisect.files import compare_files
 from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.locate.command import locate_sides
@@ -130,6 +131,39 @@ def test_under_noise_a_fault_is_still_located(base: Checkpoint) -> None:
     assert report.floor > 0
     assert [(fault.layer, fault.stage) for fault in report.faults] == [(1, Stage.FFN_UP)]
     assert report.faults[0].after <= report.floor
+
+
+def with_massive_channel(checkpoint: Checkpoint) -> Checkpoint:
+    """Channel 40 of layer 1's second norm is 300 times as large, and what reads it 300 times as small."""
+    norm = "model.layers.1.post_attention_layernorm.weight"
+    values = np.array(checkpoint.tensors[norm].decode())
+    values[40] *= 300
+    checkpoint = with_tensor(checkpoint, norm, values)
+    for leaf in ("gate", "up"):
+        name = f"model.layers.1.mlp.{leaf}_proj.weight"
+        values = np.array(checkpoint.tensors[name].decode())
+        values[:, 40] /= 300
+        checkpoint = with_tensor(checkpoint, name, values)
+    return checkpoint
+
+
+@pytest.mark.thorough
+def test_the_choice_of_an_arithmetic_is_named_with_what_it_spoils(tmp_path: Path) -> None:
+    checkpoint = with_massive_channel(tiny_checkpoint(types={"proj": "Q4_K"}))
+    checkpoint = write_tiny(tmp_path / "massive.apr", checkpoint)
+    report = located(checkpoint, checkpoint, arithmetics=("llama.cpp", "float32"))
+    assert report.verdict is Verdict.DIVERGENCE
+    assert {(fault.layer, fault.stage) for fault in report.faults} <= {(1, Stage.FFN_GATE), (1, Stage.FFN_UP)}
+    for fault in report.faults:
+        assert "activations quantized per 256 (Q8_K) in the model (llama.cpp), activations not quantized" in fault.cause
+        assert "channel 40 at position" in fault.cause
+        assert fault.confidence.level is Level.STRONG
+        assert "activations not quantized" in fault.next_step
+    (choice,) = report.choices
+    assert (choice.name, choice.model) == ("activations", "activations quantized per 256 (Q8_K)")
+    # The other choices only round: without this one the two agree as far as float32 does.
+    assert choice.after < 1e-3 * report.drift
+    assert choice.infects == pytest.approx(report.drift, rel=0.1)
 
 
 @pytest.mark.thorough

@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from aprjax.bisect.attribute.metric import Metric
-from aprjax.bisect.attribute.reads import differing_reads
 from aprjax.bisect.attribute.report import CauseShare
 from aprjax.bisect.attribute.shares import Key, Shares
 from aprjax.bisect.attribute.values import Source
-from aprjax.bisect.cause import MATMUL_STAGES, Accusation, of_key, of_tensor
-from aprjax.bisect.choices import Choice, loudest, matrices_of, told_apart
+from aprjax.bisect.cause import Accusation, of_key, of_tensor
+from aprjax.bisect.choices import Choice, Loud, accuse_choices, input_block, loudest, told_apart, words_of
 from aprjax.bisect.confidence import Confidence, Level, by_runs
 from aprjax.bisect.files import FilesReport
 from aprjax.bisect.locate.report import place
 from aprjax.bisect.lockstep import Runner, WeightSource
 from aprjax.bisect.patching import PatchedModel
+from aprjax.bisect.reads import differing_reads
 from aprjax.bisect.traced import Side
-from aprjax.blocks import block_format
-from aprjax.checkpoint.types import CheckpointError, EncodedTensor, ModelConfig
-from aprjax.qwen2.kernels import activation_block
-from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
+from aprjax.checkpoint.types import CheckpointError, ModelConfig
 
 # Places listed for a cause: where most of its share comes from.
 _PLACES = 3
@@ -178,15 +173,9 @@ def cause_shares(
     return tuple(found)
 
 
-def _matrices(group: Group, side: Side) -> tuple[EncodedTensor, ...]:
-    """The matrices at the stages of a group, those that make most of it first."""
-    return tuple(tensor for key in group.largest() for tensor in matrices_of(side.checkpoint, *key))
-
-
 def _name(group: Group, sides: tuple[Side, Side]) -> str:
     if group.kind == "arithmetic":
-        model = sides[0]
-        return " and ".join(choice.words(model.arithmetic, _matrices(group, model)) for choice in group.choices)
+        return words_of(group.choices, sides[0], group.largest())
     return " and ".join(group.names) or group.kind
 
 
@@ -211,33 +200,14 @@ def _accused(group: Group, sides: tuple[Side, Side], runs: RealRuns) -> Accusati
         ]
         cause = "; ".join(part.cause for part in parts)
         return Accusation(cause, "; ".join(part.next_step for part in parts), parts[0].confidence)
-    ours, theirs = (
-        " and ".join(choice.words(side.arithmetic, _matrices(group, side)) for choice in group.choices)
-        for side in sides
-    )
-    where = place(*group.largest()[0])
-    sentence = f"{ours} in the model ({model.arithmetic.name}), {theirs} in the reference ({ref.arithmetic.name})"
-    step = f"give both engines one choice here, {where} first: {theirs}, or {ours}"
-    loud = _loud(group, runs)
-    if loud:
-        sentence, step = f"{sentence}; at {where} {loud}", f"{step}; smaller blocks, or none, spare the neighbours"
-    return Accusation(sentence, step, Confidence(Level.WEAK, "by its share alone: no real run was made"))
+    weak = Confidence(Level.WEAK, "by its share alone: no real run was made")
+    return accuse_choices(group.choices, model, ref, group.largest(), weak, loud=_loud(group, runs))
 
 
-def _loud(group: Group, runs: RealRuns) -> str:
+def _loud(group: Group, runs: RealRuns) -> Loud | None:
     """The activation that suffers most, where quantizing activations makes the most of it."""
     layer, stage = group.largest()[0]
     source = runs.sources["model"]
-    matrices = matrices_of(source.side.checkpoint, layer, stage)
-    if group.choices[0].name != "activations" or layer == OUTSIDE or stage not in MATMUL_STAGES or not matrices:
-        return ""
-    block = activation_block(matrices[0].block_type, matrices[0].shape[-1], source.side.arithmetic)
-    if block is None:
-        return ""
-    fed = source.value(layer, Stage(STAGE_INPUTS[stage][0]))
-    found = None if fed is None else loudest(np.asarray(fed), block if isinstance(block, int) else _size(block))
-    return "" if found is None else found.sentence()
-
-
-def _size(block: str) -> int:
-    return block_format(block).block_size
+    found = input_block(group.choices, source.side, layer, stage)
+    fed = None if found is None else source.value(layer, found[0])
+    return None if found is None or fed is None else loudest(fed, found[1])

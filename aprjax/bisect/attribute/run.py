@@ -12,7 +12,6 @@ import numpy as np
 
 from aprjax.bisect.attribute.causes import RealRuns, cause_shares, grouped
 from aprjax.bisect.attribute.metric import Kind, metric_between
-from aprjax.bisect.attribute.reads import differing_reads
 from aprjax.bisect.attribute.report import LARGEST_GAP, AttributeReport, Contribution
 from aprjax.bisect.attribute.reverse import Perturbed, mixture
 from aprjax.bisect.attribute.shares import Differences, Key, Shares
@@ -20,11 +19,12 @@ from aprjax.bisect.attribute.values import Errors, Source, base_runner, local_er
 from aprjax.bisect.files import FilesReport
 from aprjax.bisect.lockstep import WeightSource
 from aprjax.bisect.parts import stage_units
-from aprjax.bisect.patching import PatchedModel
+from aprjax.bisect.patching import PatchedModel, require_traced
+from aprjax.bisect.reads import differing_reads
 from aprjax.bisect.report import PromptInfo, Verdict, sided
 from aprjax.bisect.tokens.fed import TokensReport
-from aprjax.bisect.traced import Side, side_info
-from aprjax.checkpoint.types import CheckpointError, Finding
+from aprjax.bisect.traced import Side, Traced, side_info
+from aprjax.checkpoint.types import Finding, UnmeasurableError
 from aprjax.qwen2.stages import Stage
 
 Progress = Callable[[str, int, int], None]
@@ -65,9 +65,13 @@ def attribute(
     start = time.perf_counter()
     if files is not None and files.dimensions:
         keys = ", ".join(files.dimensions)
-        raise CheckpointError(f"the two models have other dimensions, so their errors have no common network: {keys}")
+        raise UnmeasurableError(f"the two models have other dimensions, so their errors have no common network: {keys}")
     weights = WeightSource((lambda name: False) if files is None else files.same_bytes)
     progress("loading", 0, 0)
+    for side in (model, ref):
+        known = ref.checkpoint or model.checkpoint
+        if isinstance(side, Traced) and known is not None:
+            require_traced(side, tokens.ids, known)
     base = PatchedModel(base_runner(ref, dtype), tokens.ids, positions, weights)
     with tempfile.TemporaryDirectory(prefix="aprjax-") as name:
         errors, logits, sources = {}, {}, {}

@@ -9,13 +9,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from aprjax.bisect.attribute.reads import differs_at
 from aprjax.bisect.files import FilesReport
 from aprjax.bisect.lockstep import Runner, WeightSource
 from aprjax.bisect.patching import PatchedModel
+from aprjax.bisect.reads import differs_at
 from aprjax.bisect.replay.layers import padded
 from aprjax.bisect.traced import Traced
-from aprjax.checkpoint.types import CheckpointError
+from aprjax.checkpoint.types import UnmeasurableError
 from aprjax.qwen2.arithmetic import preset
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm
 from aprjax.qwen2.model import bucket, embed_padded, precision_scope, run_head, run_norm, trim
@@ -93,7 +93,7 @@ class Source:
             missing = [row for row in self.rows if row not in at]
             if missing or (OUTSIDE, Stage.LM_HEAD) not in set(trace):
                 where = f"at position {missing[0]}" if missing else "at all"
-                raise CheckpointError(
+                raise UnmeasurableError(
                     f"the trace has no logits {where}", file=trace.info.path, fix="record the trace with its logits"
                 )
             chosen = [at[row] for row in self.rows]
@@ -111,7 +111,7 @@ class Source:
         for index in range(last + 1):
             key = (index - 1, Stage.POST_FFN_RESIDUAL) if index else (OUTSIDE, Stage.EMBEDDING)
             if key not in present:
-                raise CheckpointError(
+                raise UnmeasurableError(
                     f"the trace lacks {key[1]} of layer {key[0]}, the input of layer {index}",
                     file=trace.info.path,
                     fix="record the trace with all stages",
@@ -127,7 +127,7 @@ def base_runner(file: Runner | Traced, dtype: str) -> Runner:
         CheckpointError: the file that a trace was made from is not at hand.
     """
     if file.checkpoint is None:
-        raise CheckpointError(
+        raise UnmeasurableError(
             "the file that the trace was made from is not at hand, so there is no network to take gradients of",
             file=file.trace.info.path if isinstance(file, Traced) else None,
             fix="put it back where the trace says that it was, or give the file as --ref",
@@ -144,7 +144,7 @@ def local_errors(
     that the file makes is told apart.
 
     Raises:
-        CheckpointError: a trace lacks a layer's output or the logits.
+        UnmeasurableError: a trace lacks a layer's output or the logits, or a value is not finite.
     """
     errors, own = Errors(), _OwnFile.of(source, base, files)
     count, dtype = len(base.tokens), base.runner.arithmetic.dtype
@@ -168,6 +168,7 @@ def local_errors(
         _, computed = base.layer(index, fed, given)
         by_file = {} if own is None else own.layer(index, fed, given)
         for stage, value in given.items():
+            _require_finite(source, (index, stage), np.asarray(trim(stage, value, count)), range(count))
             parts = [value, by_file.get(stage)]
             differences = [None if part is None else _difference(stage, part, computed[stage], count) for part in parts]
             if stage in _MASKED:
@@ -176,6 +177,7 @@ def local_errors(
             assert differences[0] is not None
             keep((index, stage), differences[0], differences[1])
     normed, logits = source.head(last)
+    _require_finite(source, (OUTSIDE, Stage.LM_HEAD), logits, source.rows)
     computed_norm = base.final_norm(last.astype(dtype))
     by_norm = None if own is None else own.final_norm(last.astype(dtype), base)
     if normed.size:
@@ -187,6 +189,22 @@ def local_errors(
     part = None if by_head is None else by_head - computed_logits
     keep((OUTSIDE, Stage.LM_HEAD), logits.astype(dtype) - computed_logits, part)
     return errors, logits
+
+
+def _require_finite(source: Source, key: tuple[int, Stage], value: np.ndarray, positions: Sequence[int]) -> None:
+    """Refuses NaN and infinity by the first place: nothing can be shared out. Masked scores may be anything."""
+    bad = ~np.isfinite(value)
+    if key[1] is Stage.ATTN_SCORES or not bad.any():
+        return
+    row, channel = (int(i) for i in np.argwhere(bad)[0])
+    side = source.side
+    path = side.trace.info.path if isinstance(side, Traced) else side.checkpoint.path
+    where = str(key[1]) if key[0] == OUTSIDE else f"{key[1]} of layer {key[0]}"
+    raise UnmeasurableError(
+        f"the value is {value[row, channel]} in {where}, position {positions[row]}, channel {channel}",
+        file=path,
+        fix="`python -m aprjax layers` or `locate` names what makes it",
+    )
 
 
 def _difference(stage: Stage, value: np.ndarray, computed: np.ndarray, count: int) -> np.ndarray:

@@ -34,7 +34,7 @@ from aprjax.bisect.report import (
 from aprjax.bisect.spread import SpreadSums
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, Traced, side_info, traced_pairs
-from aprjax.checkpoint.types import CheckpointError, Finding
+from aprjax.checkpoint.types import Finding, UnmeasurableError
 from aprjax.qwen2.loading import require_runnable
 from aprjax.qwen2.stages import OUTSIDE, Stage
 
@@ -130,7 +130,7 @@ def _require_same_tokens(side: Side, tokens: TokensReport, positions: tuple[int,
         return
     info = side.trace.info
     if info.tokens != tokens.ids:
-        raise CheckpointError(
+        raise UnmeasurableError(
             f"the trace is of {len(info.tokens)} tokens ({_few(info.tokens)}), to be compared are {len(tokens.ids)} "
             f"({_few(tokens.ids)})",
             file=info.path,
@@ -138,7 +138,7 @@ def _require_same_tokens(side: Side, tokens: TokensReport, positions: tuple[int,
         )
     missing = sorted(set(positions) - set(info.head_positions))
     if missing:
-        raise CheckpointError(
+        raise UnmeasurableError(
             f"the trace has no logits at {len(missing)} of the compared positions, the first is {missing[0]}",
             file=info.path,
             fix="ask for --positions that the trace has, or record it again with all",

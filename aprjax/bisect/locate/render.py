@@ -28,6 +28,8 @@ def render(report: LocateReport, console: Console, *, every_run: bool = False) -
         if fault.next_step:
             console.print(f"  next: {escape(fault.next_step)}")
         console.print(f"  [dim]{escape(fault.confidence.sentence())}[/]")
+    for effect in report.choices:
+        console.print(f"[bold]{escape(effect.name)}[/]: {escape(effect.sentence())}", highlight=False)
     spent = ", ".join(f"{name} {s['runs']:.0f} runs = {s['passes']:.1f} passes" for name, s in report.passes.items())
     console.print(f"[dim]forward passes: {spent}[/]")
     colour = {Verdict.AGREE: "green", Verdict.DIVERGENCE: "red"}.get(report.verdict, "magenta")

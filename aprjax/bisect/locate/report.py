@@ -96,7 +96,41 @@ class LocatedFault:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values."""
-        return {**asdict(self), "stage": str(self.stage), "healed": self.healed}
+        finite = {key: _finite(value) for key in ("before", "after", "infects") for value in [getattr(self, key)]}
+        return {**asdict(self), **finite, "stage": str(self.stage), "healed": self.healed}
+
+
+@dataclass(frozen=True)
+class ChoiceEffect:
+    """What one choice of the arithmetics does to the logits, switched in all layers at once.
+
+    Attributes:
+        name: of the choice.
+        model, ref: what either side does, in words.
+        before: the drift as it is.
+        after: the drift with the reference's choice in the model.
+        infects: the drift that the reference takes on with the model's choice; None where it cannot be run.
+    """
+
+    name: str
+    model: str
+    ref: str
+    before: float
+    after: float
+    infects: float | None
+
+    def sentence(self) -> str:
+        """In words, without a full stop."""
+        reverse = "" if self.infects is None else f", and put into the reference it makes {self.infects:.3g}"
+        return (
+            f"{self.model} in the model, {self.ref} in the reference: put right in all layers, the drift falls from "
+            f"{self.before:.3g} to {self.after:.3g}{reverse}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values."""
+        finite = {key: _finite(value) for key in ("before", "after", "infects") for value in [getattr(self, key)]}
+        return {**asdict(self), **finite}
 
 
 @dataclass(frozen=True)
@@ -111,6 +145,7 @@ class LocateReport:
             their difference, root mean square over the positions.
         floor: the drift that noise explains; 0 where both sides must be equal to the bit.
         floor_basis: where the floor comes from.
+        choices: what single choices do in all layers at once, where the two arithmetics differ.
         half_at: the boundary (the layer's number) at which half of a spread drift has come together; None
             where there are places to name, or nothing to locate.
         flips: positions whose best token differs.
@@ -126,6 +161,7 @@ class LocateReport:
     drift: float
     floor: float
     floor_basis: str
+    choices: tuple[ChoiceEffect, ...]
     half_at: int | None
     flips: int
     sides: dict[str, SideInfo]
@@ -145,6 +181,7 @@ class LocateReport:
             "drift": _finite(self.drift),
             "floor": self.floor,
             "floor_basis": self.floor_basis,
+            "choices": [choice.to_json() for choice in self.choices],
             "half_at": self.half_at,
             "flips": self.flips,
             "sides": {name: asdict(side) for name, side in self.sides.items()},
@@ -182,6 +219,6 @@ class LocateReport:
         return f"<p><b>{self.verdict}</b>: {escape(self.reason)}</p><ul>{lines}</ul>"
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: float | None) -> float | None:
     """JSON has no infinity: a drift that is not finite is not there."""
-    return value if abs(value) < float("inf") else None
+    return value if value is not None and abs(value) < float("inf") else None

@@ -14,8 +14,9 @@ import numpy as np
 
 from aprjax.bisect.cause import STAGE_CONFIG, of_key
 from aprjax.bisect.files import FilesReport
-from aprjax.bisect.locate.report import LocatedFault, LocateReport, Run, place
-from aprjax.bisect.locate.search import Progress, Search, find_causes, logit_drift
+from aprjax.bisect.locate.chosen import chosen_at, effects_everywhere
+from aprjax.bisect.locate.report import ChoiceEffect, LocatedFault, LocateReport, Run, place
+from aprjax.bisect.locate.search import SHARP, Progress, Search, find_causes, logit_drift
 from aprjax.bisect.lockstep import Runner, WeightSource
 from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
 from aprjax.bisect.noise.logits import measure_logit_noise
@@ -23,8 +24,12 @@ from aprjax.bisect.patching import PatchedModel, RunReference, open_reference
 from aprjax.bisect.report import PromptInfo, Verdict, sided
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, side_info
-from aprjax.checkpoint.types import CheckpointError, Finding
+from aprjax.checkpoint.types import Finding, UnmeasurableError
 from aprjax.qwen2.stages import Stage
+
+# Where nothing but the arithmetics differs, every product drifts a little: what makes less than this share of the
+# drift is not what is looked for. A place of the files is looked for down to the noise.
+_NEGLIGIBLE = 0.05
 
 
 def locate(
@@ -52,7 +57,7 @@ def locate(
     start = time.perf_counter()
     if files is not None and files.dimensions:
         keys = ", ".join(f"{key} ({a} and {b})" for key, (a, b) in files.dimensions.items())
-        raise CheckpointError(
+        raise UnmeasurableError(
             f"the two models have other dimensions, so no value of the one fits into the other: {keys}",
             file=model.checkpoint.path,
         )
@@ -61,25 +66,36 @@ def locate(
     progress("loading", 0, 0)
     patched = PatchedModel(model, tokens.ids, positions, weights)
     reference = open_reference(ref, patched, weights, tokens.ids)
+    _require_finite(reference.logits, ref, positions)
     logits = patched.run()
     drift = logit_drift(logits, reference.logits)
     floor, basis = 0.0, "not needed: the logits are equal to the bit"
     if drift > 0:
         floor, basis = _floor((model, ref), files, tokens.ids, positions, progress)
-    search = Search(patched, reference, files, (model, ref), floor, progress)
-    faults, half_at = (), None
+    only_arithmetics = _only_the_arithmetics(files, model, ref)
+    reach = max(floor, _NEGLIGIBLE * drift) if only_arithmetics else floor
+    search = Search(patched, reference, files, (model, ref), reach, progress)
+    faults, half_at, choices = (), None, ()
     if drift > floor:
         everywhere, remaining = _config_causes(search, drift, weights)
-        found, half_at = find_causes(search, remaining) if remaining > floor else ((), None)
+        found, half_at = find_causes(search, remaining) if remaining > reach else ((), None)
+        if only_arithmetics:
+            # Causes before another are judged by the hidden state there; here only what moves the logits is looked for.
+            found = tuple(fault for fault in found if fault.infects is None or fault.infects > reach)
+        found, guilty = chosen_at(search, found)
         faults = (*everywhere, *found)
+        # Where a place in the files is guilty, the arithmetics' choices are not what is looked for.
+        if guilty or not faults:
+            choices = effects_everywhere(search, drift, guilty)
     flips = int(np.count_nonzero(logits.argmax(axis=1) != reference.logits.argmax(axis=1)))
     flipped = f"{flips} of {len(positions)} positions flip"
-    verdict, reason = _verdict(faults, drift=drift, floor=floor, half_at=half_at, flips=flipped)
+    verdict, reason = _verdict(faults, choices, drift=drift, floor=floor, half_at=half_at, flips=flipped)
     spent = {"model": patched.spent} | ({"ref": reference.model.spent} if isinstance(reference, RunReference) else {})
     return LocateReport(
         verdict=verdict,
         reason=reason,
         faults=faults,
+        choices=choices,
         drift=drift,
         floor=floor,
         floor_basis=basis,
@@ -92,6 +108,23 @@ def locate(
         passes={name: {"runs": s.runs, "passes": round(s.passes, 3)} for name, s in spent.items()},
         seconds={"total": time.perf_counter() - start},
     )
+
+
+def _require_finite(logits: np.ndarray, ref: Side, positions: Sequence[int]) -> None:
+    bad = ~np.isfinite(logits)
+    if bad.any():
+        row, channel = (int(i) for i in np.argwhere(bad)[0])
+        raise UnmeasurableError(
+            f"the reference's logit of token {channel} at position {positions[row]} is {logits[row, channel]}: there is "
+            "nothing to judge by",
+            file=ref.checkpoint.path if ref.checkpoint is not None else None,
+            fix="`python -m aprjax inspect --values` says which tensor is not finite",
+        )
+
+
+def _only_the_arithmetics(files: FilesReport | None, model: Runner, ref: Side) -> bool:
+    same = files is not None and not files.differing and not files.active_config
+    return same and model.arithmetic != ref.arithmetic
 
 
 def _files_findings(files: FilesReport | None) -> list[Finding]:
@@ -154,12 +187,20 @@ def _floor(
         return 0.0, "one arithmetic, one program and one layout: without a cause both sides are equal to the bit"
     other = ref if isinstance(ref, Runner) else None
     noise = measure_logit_noise(model, other, tokens, positions, steps=0, progress=progress)
-    sigma = max((change.sigma_vocabulary for change in noise.changes), default=0.0)
+    # A model whose values are not finite has no noise to measure; the reference's stands for both.
+    known = [change.sigma_vocabulary for change in noise.changes if np.isfinite(change.sigma_vocabulary)]
+    sigma = max(known, default=0.0)
     return NEAR_TIE_SIGMAS * sigma, f"{NEAR_TIE_SIGMAS:.2f} times the measured noise; {noise.method}"
 
 
 def _verdict(
-    faults: tuple[LocatedFault, ...], *, drift: float, floor: float, half_at: int | None, flips: str
+    faults: tuple[LocatedFault, ...],
+    choices: tuple[ChoiceEffect, ...],
+    *,
+    drift: float,
+    floor: float,
+    half_at: int | None,
+    flips: str,
 ) -> tuple[Verdict, str]:
     size = f"the logits drift by {drift:.3g} (noise explains {floor:.3g}), {flips}"
     if drift <= floor:
@@ -167,8 +208,10 @@ def _verdict(
     if faults:
         named = "; ".join(f"{place(f.layer, f.stage)}: {f.cause}" for f in faults)
         return Verdict.DIVERGENCE, f"{named} ({size})"
+    one = choices[0] if choices and choices[0].after < drift / SHARP else None
+    most = "" if one is None else f"; most of it by one choice: {one.sentence()}"
     return (
         Verdict.DIVERGENCE,
-        f"the drift has no single place, it grows through the layers: half of it has come together at layer {half_at} "
-        f"({size})",
+        f"the drift has no single place, it grows through the layers: half of it has come together at layer {half_at}"
+        f"{most} ({size})",
     )
