@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from random import Random
 
 from cases import Case
-from container import PlantError
-from judging import Result, arithmetic_for, explanation_problems, run_layers
+from judging import Result, arithmetic_for, bounds_of, explanation_problems, run_layers
 from tensor_faults import CONTROLS, MENDED, REFUSED
 from workshop import PlantedCase, Workshop
 
@@ -158,14 +157,6 @@ def judge_clean(workshop: Workshop, case: Case, prompts: dict[str, tuple[int, ..
     # Under one arithmetic there is nothing for which a tie would have to stand.
     result.false_alarm |= not other and report.verdict is not Verdict.AGREE
     result.reason = report.reason if result.false_alarm else ""
+    # What two arithmetics differ by is what a bound has to let through.
+    result.measures = bounds_of(report) if other else {}
     return result
-
-
-def plantable(workshop: Workshop, cases: Sequence[Case]) -> Iterator[Case]:
-    """The cases whose faults exist in this model."""
-    for case in cases:
-        try:
-            with workshop.model((case,)):
-                yield case
-        except PlantError:
-            continue

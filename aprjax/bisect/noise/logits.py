@@ -209,6 +209,8 @@ def _measure(
             # Positions before the stepped ones were fed together, as in the unchanged run.
             stepped = [at for at, position in enumerate(positions) if position >= len(tokens) - way.steps]
             chosen = stepped if way.steps else list(range(len(positions)))
+            # Where a logit is not finite there is no noise, but a fault.
+            chosen = [at for at in chosen if np.isfinite(logits[at]).all() and np.isfinite(other[at]).all()]
             if chosen:
                 total.add(logits[chosen], other[chosen])
     found = [
