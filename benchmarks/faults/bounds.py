@@ -130,13 +130,13 @@ def readme(doc: dict[str, Any]) -> str:
         "",
         f"{doc['machine']}; {words}.",
         "",
-        f"{len(faults)} single faults of {', '.join(models)} of Qwen2.5-Coder, planted one at a time in a file or in an",
-        f'engine, compared over every position of "What is 2+2?" ({rows[0]["positions"]} tokens), both sides under one',
-        f"arithmetic; and {len(clean)} pairs of one file under two arithmetics, which are no faults.",
+        f"{len(faults)} single faults of {', '.join(models)} of Qwen2.5-Coder, planted one at a time in a file or in",
+        f'an engine, compared over every position of "What is 2+2?" ({rows[0]["positions"]} tokens), both sides under',
+        f"one arithmetic; and {len(clean)} pairs of one file under two arithmetics, which are no faults.",
         "",
-        f"**(e)** The band sees {len(faults) - len(blind)} of {len(faults)} faults and lets {len(blind)} through; {still} of",
-        "them leave the ratio of every layer within a per cent of 1. Under two arithmetics a layer's ratio is at most",
-        f"{wide:.2g} % from 1, so a band that narrow raises no alarm here; what it sees more is in the table.",
+        f"**(e)** The band sees {len(faults) - len(blind)} of {len(faults)} faults and lets {len(blind)} through;",
+        f"{still} of them leave the ratio of every layer within a per cent of 1. Under two arithmetics a layer's ratio",
+        f"is at most {wide:.2g} % from 1, so a band that narrow raises no alarm here; the table has what it sees.",
         "",
         f"**(f)** A floor of 0.98 on the logits' cosine lets {through[0.98]} of {len(faults)} faults through, 0.99",
         f"{through[0.99]}, 0.999 {through[0.999]}. Under two arithmetics the logits' cosine falls short of 1 by",
@@ -156,8 +156,8 @@ def readme(doc: dict[str, Any]) -> str:
         "## What carries over to 7B",
         "",
         "That a bound on a statistic is blind to faults that keep the statistic is no property of a size, and carries",
-        "over. The numbers do not: how far a fault of one layer moves the logits hangs on the depth and on the residual",
-        "stream, and how far two arithmetics are apart on the width. Nothing here was measured on a 7B model.",
+        "over. The numbers do not: how far a fault of one layer moves the logits hangs on the depth and on the",
+        "residual stream, and how far two arithmetics are apart on the width. Nothing was measured on a 7B model.",
         "",
         "## Every fault",
         "",
@@ -169,9 +169,10 @@ def readme(doc: dict[str, Any]) -> str:
     for row in [*faults, *clean]:
         strength = "" if row["strength"] is None else f"{row['strength']:g}"
         ratio = f"{_shown(row['least_ratio'])} to {_shown(row['greatest_ratio'])}"
+        flips = f"{row['flips']} of {row['positions']}"
         text.append(
             f"| {row['model']} | {row['fault']} | {strength} | {row['where']} | {ratio} | "
-            f"{_shown(row['least_cosine'])} | {_shown(row['logit_cosine'])} | {row['flips']} of {row['positions']} | {_blind_bounds(row)} |"
+            f"{_shown(row['least_cosine'])} | {_shown(row['logit_cosine'])} | {flips} | {_blind_bounds(row)} |"
         )
     return "\n".join(text) + "\n"
 
