@@ -1,6 +1,6 @@
 """`locate` on a real pair with planted faults: the places it names, its forward passes, and `layers`' linear scan.
 
-    python benchmarks/faults/locate_cost.py [--model qwen2.5-coder-1.5b] [--out FILE.json]
+    python benchmarks/faults/locate_cost.py [--model qwen2.5-coder-1.5b] [--apr FILE.apr] [--out FILE.json]
 
 The pair is the GGUF file and its conversion to APR with the blocks kept; each case plants its faults in a copy of that
 conversion (`benchmarks/faults/plant.py`, which shares no code with what finds them). Both sides run in llama.cpp's
@@ -81,6 +81,7 @@ def main() -> None:
     """Writes the JSON and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen2.5-coder-1.5b")
+    parser.add_argument("--apr", type=Path, help="the conversion, if it is at hand")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
@@ -91,8 +92,9 @@ def main() -> None:
     results = []
     print("case           runs (model, ref)   passes (model, ref)   located")
     with tempfile.TemporaryDirectory() as name:
-        apr = Path(name) / "clean.apr"
-        convert(gguf, apr, keep_blocks=True)
+        apr = options.apr or Path(name) / "clean.apr"
+        if options.apr is None:
+            convert(gguf, apr, keep_blocks=True)
         for case in CASES:
             found = measure(apr, gguf, case, Path(name))
             results.append(found)
@@ -103,10 +105,9 @@ def main() -> None:
                 f"{places}{'' if found['right'] else '   WRONG'}",
                 flush=True,
             )
-    if options.out is not None:
-        options.out.write_text(
-            json.dumps({"model": options.model, "prompt": PROMPT, "cases": results}, indent=1) + "\n"
-        )
+            if options.out is not None:
+                document = {"model": options.model, "prompt": PROMPT, "cases": results}
+                options.out.write_text(json.dumps(document, indent=1) + "\n")
     good = all(found["right"] and max(found["passes"].values()) <= MOST_PASSES for found in results)
     raise SystemExit(0 if good else 1)
 
