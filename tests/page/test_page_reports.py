@@ -280,6 +280,9 @@ def test_absent_stages_are_unmeasured_and_not_zero() -> None:
     assert "layer 0, attn_out: unmeasured" in cell[0]
     nothing = page_of(made_up(verdict=Verdict.UNMEASURED, layers=4, positions=3).to_json())
     assert nothing.count('data-local="none"') == 4 * 17
+    # Nothing was found equal, for nothing was looked at.
+    assert "No stage was measured" in nothing
+    assert "bit-identical" not in nothing
     assert "<h1" in nothing
     assert "unmeasured" in nothing
 

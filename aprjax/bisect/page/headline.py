@@ -185,7 +185,9 @@ def _explain(plain: Headline, value: Mapping[str, Any]) -> Headline:
     found = (value.get("identity") or []) + (value.get("explanations") or [])
     if not found:
         return plain
-    return _confident(replace(plain, next_step=str(found[0].get("next_step") or "")), found[0])
+    # The reason quotes one of them; what to do, and how sure that is, are said of the same one.
+    quoted = next((one for one in found if one["sentence"] in plain.cause), found[0])
+    return _confident(replace(plain, next_step=str(quoted.get("next_step") or "")), quoted)
 
 
 def _check(plain: Headline, value: Mapping[str, Any]) -> Headline:

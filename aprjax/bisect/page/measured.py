@@ -31,7 +31,9 @@ def layers_blocks(report: Mapping[str, Any], key: str, texts: Mapping[int, str])
     if found is not None:
         note = "Columns are stages in the order of execution, rows are layers. Local: what a stage adds by itself."
         blocks.append(Block(found.title, heat_map(found), note))
-        blocks.append(Block("Ratio of standard deviations, model over reference", _ratios(report), _ratio_note(report)))
+        if any(found.get("std_ratio") for _, _, found in _stages(report)):
+            title = "Ratio of standard deviations, model over reference"
+            blocks.append(Block(title, _ratios(report), _ratio_note(report)))
         blocks.append(Block("Largest local differences", _largest(report), plain=True))
     if report.get("margins"):
         blocks += _margins(report, texts)
@@ -72,7 +74,7 @@ def _farthest(ratios: Sequence[float | None]) -> float | None:
 
 def _ratio_note(report: Mapping[str, Any]) -> str:
     positions = len(report["prompt"]["positions"])
-    ratios = [s["std_ratio"] for layer in report["layers"] for s in layer["stages"].values() if s.get("std_ratio")]
+    ratios = [found["std_ratio"] for _, _, found in _stages(report) if found.get("std_ratio")]
     counts = [sum(not low <= ratio <= high for ratio in ratios) for low, high in BANDS]
     return (
         f"Sample standard deviations over {positions} positions, the same on both sides. Outside the band of "
@@ -80,11 +82,18 @@ def _ratio_note(report: Mapping[str, Any]) -> str:
     )
 
 
+def _stages(report: Mapping[str, Any]) -> list[tuple[int, str, Mapping[str, Any]]]:
+    """Every (layer, stage, what was found)."""
+    return [(layer["layer"], stage, found) for layer in report["layers"] for stage, found in layer["stages"].items()]
+
+
 def _largest(report: Mapping[str, Any]) -> Markup:
-    rows = [(layer["layer"], stage, found) for layer in report["layers"] for stage, found in layer["stages"].items()]
-    rows = sorted((row for row in rows if row[2].get("local_rel_l2")), key=lambda row: -row[2]["local_rel_l2"])
+    known = [row for row in _stages(report) if row[2].get("local_rel_l2") is not None]
+    if not known:
+        return paragraph("No stage was measured: nothing is known about what a stage does by itself.")
+    rows = sorted((row for row in known if row[2]["local_rel_l2"]), key=lambda row: -row[2]["local_rel_l2"])
     if not rows:
-        return paragraph("Every stage that was measured is bit-identical, given the same inputs.")
+        return paragraph(f"All {len(known)} stages that were measured are bit-identical, given the same inputs.")
     first = report.get("first_divergence") or {}
     keys = ("local_rel_l2", "tolerance", "rel_l2", "cosine", "std_ratio", "max_abs")
     cells = [
