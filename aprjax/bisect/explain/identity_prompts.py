@@ -205,6 +205,7 @@ def _unknown(recovered: RecoveredTokens) -> IdentityFinding:
         f"embedding: the nearest is {recovered.distance:.2g} of its norm away",
         "give the file that was run; if it is this one, its embedding was read otherwise",
         Confidence(Level.STRONG, f"every row of the vocabulary was tried against {recovered.source}"),
+        severity="warning",
         evidence={"rows": lost, "distance": recovered.distance},
     )
 

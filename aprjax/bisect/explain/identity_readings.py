@@ -11,7 +11,7 @@ from aprjax.bisect.confidence import Confidence, Level
 from aprjax.bisect.explain.identity_dump import Key
 from aprjax.bisect.explain.identity_finding import IdentityFinding, layers_in_words, places_in_words
 from aprjax.bisect.explain.identity_health import execution_order
-from aprjax.bisect.explain.identity_match import CLOSE, Reading
+from aprjax.bisect.explain.identity_match import CLEARLY, CLOSE, Reading
 from aprjax.bisect.explain.identity_points import Point, way
 from aprjax.bisect.replay.layers import BY_KEY
 from aprjax.checkpoint.types import Severity
@@ -19,6 +19,11 @@ from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, STAGE_INPUTS, Stage
 
 # Stages of the last layer that are needed at every position, whatever the head needs.
 _FOR_ALL = (Stage.ATTN_NORM, Stage.QKV_MATMUL, Stage.QKV_BIAS, Stage.K_POST_ROPE)
+# Mistakes that an engine could also have made in computing, which then shows in what follows.
+_COMPUTED = ("capture-point", "layer-shifted", "rows-reordered", "layout")
+# Float arithmetics drift apart by less than this within a layer or two (contracts.md 2.2: 0.44 % for five products).
+_NEAR = 0.02
+_RANK = {stage: index for index, stage in enumerate(Stage)}
 # Positions named in a sentence.
 _SHOWN = 6
 
@@ -126,16 +131,24 @@ class _Context:
         # Every position's keys and values are needed: they are not what is left out.
         if stage in _FOR_ALL or layer != self.layers - 1 or not reading.rows or reading.rows[-1] != self.count - 1:
             return False
+        behind = [r for key, r in self.readings.items() if key[0] == layer and _RANK[key[1]] > _RANK[stage]]
+        if any(r.close and len(r.rows or ()) == self.count for r in behind):
+            return False  # what is computed from the missing rows is there
         same = [r for key, r in self.readings.items() if key[1] is stage and OUTSIDE < key[0] < layer and r.close]
         return bool(same) and all(r.rows is not None and len(r.rows) == self.count for r in same)
 
     def contradicted(self, reading: Reading, kind: str) -> bool:
         """Whether what was computed from the value shows that the engine went on with it: then its label is right."""
-        if kind not in ("capture-point", "layer-shifted", "rows-reordered") or reading.masked:
+        if kind not in _COMPUTED or reading.masked:
             return False
         # What follows from a wrong value is about as far from the file's as the value itself.
         allowed = min(CLOSE, reading.claimed / 2)
-        return any(follower.distance > allowed for follower in self.followers(reading.key))
+        # One that is mislabelled as well must be as near to what it is read as.
+        strict = min(allowed, max(CLEARLY * reading.distance, _NEAR))
+        return any(
+            follower.distance > (allowed if follower.point == Point(*follower.key) else strict)
+            for follower in self.followers(reading.key)
+        )
 
     def followers(self, key: Key) -> list[Reading]:
         """Readings of the values that are computed from this one."""
@@ -198,7 +211,7 @@ class _Context:
         basis = f"within {farthest:.1e} of the file's own value"
         if np.isfinite(claimed) and claimed > farthest:
             basis += f", {claimed:.2g} from what the label says"
-        if kind not in ("capture-point", "layer-shifted", "rows-reordered") or members[0].masked:
+        if kind not in _COMPUTED or members[0].masked:
             return Confidence(Level.STRONG, basis)
         # An engine's fault would go on to what is computed from the value.
         followed = [self.followers(member.key) for member in members]

@@ -148,11 +148,12 @@ class Look:
         # Rows are encoded one by one only where they begin with a block.
         if own.quantized and own.encode is not None and values.shape[1] % own.block_size == 0:
             again = self.left(rows, encoded(values, own.name), own.name)
-        if again < plain and again <= WORTH:
+        if plain <= WORTH and plain <= again:
+            yield self.candidate(sentence, {self.name: np.ascontiguousarray(whole(), np.float32)}, **told)
+        # Some rows may come through an encoder unchanged, and others not.
+        if again <= WORTH and again <= 2 * plain:
             tensor = as_encoded(self.tensor, whole())
             yield self.candidate(f"{sentence}, and encoded again as {own.name}", {self.name: tensor}, **told)
-        elif plain <= WORTH:
-            yield self.candidate(sentence, {self.name: np.ascontiguousarray(whole(), np.float32)}, **told)
 
 
 def looks(evidence: Evidence, node: Node) -> tuple[Look, ...]:

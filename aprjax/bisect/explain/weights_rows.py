@@ -28,6 +28,8 @@ _MOST_COMPARED = 4e9
 _SAMPLED_COLUMNS = 512
 # Rows that may hold other values, before it is another matrix and no accident of rows.
 _MOST_REPLACED = 8
+# A fitted number this near a round one is tried as that, too.
+_ROUND = 1e-3
 # Rows named in a sentence.
 _NAMED = 4
 
@@ -98,11 +100,12 @@ def scaled(look: Look) -> Iterator[Candidate]:
     left = float(np.sqrt(np.square(ours - factor * theirs).sum() / size))
     if left <= WORTH and factor and abs(factor - 1) > left:
         error = left / np.sqrt(max(ours.size - 1, 1))
-        told = {"factor": Parameter(factor, error, 1.0), "rows": int(rows.size), "first_row": int(rows[0])}
         where = in_words(look, rows)
         verb = "are" if 1 < rows.size < look.tensor.shape[0] else "is"
-        words = f"{where} {verb} multiplied by {with_error(factor, error)}"
-        yield from _multiplied(look, words, rows, np.full(rows.size, factor), told)
+        for value in near_values(factor):
+            told = {"factor": Parameter(value, error, 1.0), "rows": int(rows.size), "first_row": int(rows[0])}
+            words = f"{where} {verb} multiplied by {with_error(value, error)}"
+            yield from _multiplied(look, words, rows, np.full(rows.size, value), told)
         return
     if len(look.x) < _LEAST_POSITIONS or rows.size < 2:
         return
@@ -113,6 +116,12 @@ def scaled(look: Look) -> Iterator[Candidate]:
         words += f" ({factors.min():.4g} to {factors.max():.4g})"
         told = {"smallest": float(factors.min()), "largest": float(factors.max()), "rows": int(rows.size)}
         yield from _multiplied(look, words, rows, factors, told)
+
+
+def near_values(value: float) -> tuple[float, ...]:
+    """A fitted number, behind the round one that it may stand for: encoding again blurs it by some 1e-4."""
+    round_one = float(f"{value:.3g}")
+    return (round_one, value) if abs(value - round_one) <= _ROUND * abs(value) and value != round_one else (value,)
 
 
 def _multiplied(
@@ -160,15 +169,16 @@ def added(look: Look) -> Iterator[Candidate]:
     if not constant or missed > WORTH**2 * float(np.square(ours - theirs).sum()):
         return
     error = float(np.sqrt(missed / size))
-    every = np.zeros(look.tensor.shape[0], np.float32)
-    every[rows] = constant
-    yield from look.proposals(
-        f"to every weight of {in_words(look, rows)} {with_error(constant, error)} is added",
-        lambda some: look.tensor.decode_rows(some) + every[some, None],
-        lambda: look.whole + every[:, None],
-        constant=Parameter(constant, error, 0.0),
-        rows=int(rows.size),
-    )
+    for value in near_values(constant):
+        every = np.zeros(look.tensor.shape[0], np.float32)
+        every[rows] = value
+        yield from look.proposals(
+            f"to every weight of {in_words(look, rows)} {with_error(value, error)} is added",
+            lambda some, every=every: look.tensor.decode_rows(some) + every[some, None],
+            lambda every=every: look.whole + every[:, None],
+            constant=Parameter(value, error, 0.0),
+            rows=int(rows.size),
+        )
 
 
 def _moves(look: Look, source: np.ndarray) -> bool:

@@ -225,7 +225,8 @@ def vector_replaced(look: VectorLook) -> Iterator[Candidate]:
     if look.wrong.size <= _MOST_REPLACED:
         named = ", ".join(f"{i}: {look.ran[i]:.6g} for {look.own[i]:.6g}" for i in look.wrong[:_NAMED].tolist())
         more = " …" if look.wrong.size > _NAMED else ""
-        words = f"{look.wrong.size} element{'s' if look.wrong.size > 1 else ''} of {look.name} differ ({named}{more})"
+        count = "1 element" if look.wrong.size == 1 else f"{look.wrong.size} elements"
+        words = f"other numbers stand at {count} of {look.name} ({named}{more})"
     else:
         cosine = float(look.ran @ look.own / (np.linalg.norm(look.ran) * np.linalg.norm(look.own) or 1.0))
         words = f"{look.name} is another vector at {look.wrong.size} of {look.own.size} elements (cosine {cosine:.4g})"
