@@ -91,7 +91,7 @@ def imported_by(code: str) -> set[str]:
     return set(outcome.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["aprjax.checkpoint", "aprjax.blocks", "aprjax.text"])
+@pytest.mark.parametrize("module", ["aprjax.checkpoint", "aprjax.blocks", "aprjax.text", "aprjax.contracts"])
 def test_the_packages_for_files_and_text_import_nothing_heavy(module: str) -> None:
     assert imported_by(f"import {module}") & HEAVY == set()
 

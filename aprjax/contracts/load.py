@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from aprjax.contracts import types
+from aprjax.contracts import schema
 from aprjax.contracts.problems import Problem
 from aprjax.contracts.types import Contract
 from aprjax.contracts.yaml_reader import Document, Place, read_yaml
@@ -21,25 +21,25 @@ _OTHER_NAMES = {
 }
 _STRICT = {"extra": "forbid", "strict": True}
 _DATACLASSES = (
-    types.Metadata,
-    types.Equation,
-    types.ProofObligation,
-    types.FalsificationTest,
-    types.Threshold,
-    types.EvidenceFile,
-    types.KaniHarness,
-    types.QaGate,
-    types.LayerStep,
+    schema.Metadata,
+    schema.Equation,
+    schema.ProofObligation,
+    schema.FalsificationTest,
+    schema.Threshold,
+    schema.EvidenceFile,
+    schema.KaniHarness,
+    schema.QaGate,
+    schema.LayerStep,
 )
 # Sections of a contract and what they hold; the rest is kept as it is.
 _SECTIONS: dict[str, Any] = {
-    "metadata": types.Metadata,
-    "equations": dict[str, types.Equation],
-    "proof_obligations": tuple[types.ProofObligation, ...],
-    "falsification_tests": tuple[types.FalsificationTest, ...],
-    "kani_harnesses": tuple[types.KaniHarness, ...],
-    "qa_gate": types.QaGate,
-    "layer_steps": tuple[types.LayerStep, ...],
+    "metadata": schema.Metadata,
+    "equations": dict[str, schema.Equation],
+    "proof_obligations": tuple[schema.ProofObligation, ...],
+    "falsification_tests": tuple[schema.FalsificationTest, ...],
+    "kani_harnesses": tuple[schema.KaniHarness, ...],
+    "qa_gate": schema.QaGate,
+    "layer_steps": tuple[schema.LayerStep, ...],
 }
 _FREE = ("kernel_structure", "simd_dispatch", "enforcement", "verification_summary", "type_invariants", "coq_spec")
 TOP_LEVEL = (*_SECTIONS, *_FREE)
