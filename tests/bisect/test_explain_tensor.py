@@ -145,3 +145,45 @@ def test_configs_are_compared_key_by_key(reference: Checkpoint) -> None:
     assert {f.severity for f in report.findings()} == {"error", "info"}
     assert not report.dimensions
     assert "configs differ in max_position_embeddings, rope_theta" in report.sentence()
+
+
+@pytest.mark.parametrize("step", [32, 64])
+def test_misplaced_bytes_are_named_where_they_decode_to_nan(reference: Checkpoint, step: int) -> None:
+    """A scale that is no scale is NaN somewhere: that is what follows from the offset, not what happened."""
+    from dataclasses import replace
+
+    old = reference.tensors[GATE]
+    moved = replace(old, data=np.concatenate([old.data[step:], np.zeros(step, np.uint8)]))
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(moved.decode()).all()
+    text = explained(reference, replace(reference, tensors={**reference.tensors, GATE: moved}), GATE)
+    assert f"from {step} bytes further on" in text
+
+
+def test_bytes_of_another_type_are_named_where_they_decode_to_nan(reference: Checkpoint) -> None:
+    from aprjax.blocks import dequantize
+
+    old = reference.tensors[GATE]
+    with np.errstate(all="ignore"):
+        values = dequantize("Q4_0", old.data, old.shape)
+    assert not np.isfinite(values).all()
+    text = explained(reference, with_tensor(reference, GATE, values, "F32"), GATE)
+    assert "the reference's Q4_K bytes decoded as Q4_0" in text
+
+
+def test_a_big_endian_bias_is_named_where_it_is_nan(reference: Checkpoint) -> None:
+    from dataclasses import replace
+
+    old = reference.tensors[BIAS]
+    swapped = replace(old, data=old.data.reshape(-1, 4)[:, ::-1].reshape(-1).copy())
+    text = explained(reference, replace(reference, tensors={**reference.tensors, BIAS: swapped}), BIAS)
+    assert "the reference's bytes in reverse order" in text
+
+
+@pytest.mark.parametrize("through", ["Q4_0", "Q5_1"])
+def test_a_passage_through_a_coarser_type_is_told_from_rounding(reference: Checkpoint, through: str) -> None:
+    from aprjax.blocks import dequantize, encode
+
+    rough = dequantize(through, encode(through, reference.tensors[UP].decode()), reference.tensors[UP].shape)
+    text = explained(reference, with_tensor(reference, UP, rough), UP)
+    assert f"after a passage through {through}" in text

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_checkpoint
+from tiny import tiny_checkpoint, with_tensor
 
 from aprjax.bisect.lockstep import Runner, arbiter
 from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS
@@ -198,3 +198,12 @@ def test_positions_and_tokens_are_checked() -> None:
             noise(PLAIN, "float32", positions=positions)
     with pytest.raises(CheckpointError, match="999999"):
         measure_logit_noise(Runner(PLAIN, PRESETS["float32"]), None, [1, 999999])
+
+
+def test_a_model_whose_logits_are_not_finite_has_no_noise() -> None:
+    name = "model.layers.0.mlp.gate_proj.weight"
+    values = PLAIN.tensors[name].decode()
+    values[3, 9] = np.nan
+    measured = noise(with_tensor(PLAIN, name, values), "float32", steps=0)
+    assert measured.sigma == 0.0
+    assert measured.changes == ()
