@@ -71,19 +71,21 @@ def all_cases(shop: Workshop, *, few: bool) -> list[Case]:
     few = few or shop.name != "tiny"
     files = list(file_cases(shop.name, chosen, few=few))
     computed = engine_cases(shop.name, chosen, few=few)
+    in_layers = [case for case in computed if case.layer is not None]
     traces = trace_cases(shop.name, chosen, few=few)
     pairs, located, probes = (40, 4, TINY_PROBES) if shop.name == "tiny" else (10, 10, tuple(p.name for p in PROBES))
     names = tuple(PRESETS)
     if shop.name == "0.5b":
-        # Seconds each: of faults of the computation some.
-        computed, traces, pairs, probes, names = computed[::5], traces[::3], 5, ("direct", "chatml"), _FEW
+        # Seconds each: of faults of the computation some, most of them of one layer.
+        computed = [*computed[1:40:19], *in_layers[::4]]
+        traces, pairs, probes, names = traces[::3], 5, ("direct", "chatml"), _FEW
     if shop.name == "1.5b":
         # More seconds each: every fault of a file once.
         files, computed, traces = files[::2], computed[::12], traces[::6]
         pairs, located, probes, names = 2, 6, ("direct",), _FEW
     cases = [*files, *computed, *traces]
     cases += pair_cases(files, pairs, seed=1)
-    cases += pair_cases([case for case in computed if case.layer is not None], pairs, seed=2)
+    cases += pair_cases(in_layers, pairs, seed=2)
     found = [case for case in files if case.fault not in (*REFUSED, *MENDED)]
     cases += [Case(shop.name, "locate", case.fault, parts=(case,)) for case in found[::located]]
     return cases + clean_cases(shop.name, probes, names)
