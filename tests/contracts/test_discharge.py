@@ -20,9 +20,15 @@ from aprjax.contracts.evidence.documents import rule_digest
 from aprjax.contracts.evidence.manifest import MANIFEST, digest
 from aprjax.contracts.evidence.yaml_edit import EditError, YamlText
 from aprjax.contracts.load import load_contract
-from aprjax.contracts.types import CheckReport, Status
+from aprjax.contracts.types import CheckedSide, CheckReport, Status
 
 EVIDENCE = f"evidence/{CONTRACT_ID}-2026-11-20"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source without changes, whatever is being worked on."""
+    monkeypatch.setattr("aprjax.contracts.evidence.facts.source_commit", lambda: ("0123456789" * 4, False))
 
 
 @pytest.fixture
@@ -116,6 +122,23 @@ def test_evidence_that_proves_nothing_moves_nothing(path: Path) -> None:
     with pytest.raises(Refused, match=r"contradictions, the first: .*check\.log"):
         discharge(validate_folder(sound), path)
     assert path.read_bytes() == before
+
+
+def test_evidence_that_proves_nothing_to_others_moves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checked(path)
+    model, ref = found.sides["model"], found.sides["ref"]
+    root = path.parent.parent / "evidence"
+
+    def refused(reason: str, **sides: CheckedSide) -> None:
+        folder = write_evidence(replace(found, sides={"model": model, "ref": ref} | sides), root)
+        assert validate_folder(folder).accepted
+        with pytest.raises(Refused, match=reason):
+            discharge(validate_folder(folder), path)
+
+    refused("with itself by one arithmetic", model=ref)
+    refused("neither side is a file that others can get", ref=replace(ref, path="b.gguf", sha256="cd" * 32))
+    monkeypatch.setattr("aprjax.contracts.evidence.facts.source_commit", lambda: ("0123456789" * 4, True))
+    refused("changed since its commit")
 
 
 def test_evidence_of_another_rule_moves_nothing(path: Path) -> None:

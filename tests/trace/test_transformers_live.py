@@ -65,6 +65,21 @@ def test_every_stage_that_hooks_reach(live: MemoryTrace, folder: Path) -> None:
 
 
 @pytest.mark.transformers_peer
+@pytest.mark.parametrize(("dtype", "mask", "step"), [("float16", 0x1FFF, 2**-11), ("bfloat16", 0xFFFF, 2**-8)])
+def test_sixteen_bits_are_sixteen_bits(live: MemoryTrace, folder: Path, dtype: str, mask: int, step: float) -> None:
+    half = run_transformers(folder, TOKENS, dtype)
+    assert (half.info.engine["dtype"], half.info.arithmetic) == (dtype, f"transformers {dtype}")
+    assert set(half) == set(live)
+    for key in half:
+        # What was computed in 16 bits has no digits beyond them (float16's smallest numbers have fewer bits still).
+        normal = np.abs(half[key]) >= np.finfo(np.float16).tiny
+        assert not (half[key][normal].view(np.uint32) & mask).any(), key
+        # Two layers, some ten roundings each.
+        assert relative_l2(half[key], live[key]) < 20 * step, key
+    assert any((half[key] != live[key]).any() for key in half)
+
+
+@pytest.mark.transformers_peer
 def test_what_was_run_is_recorded(live: MemoryTrace, folder: Path, transformers: ModuleType) -> None:
     assert live.info.sha256 == aprjax.open(folder).sha256()
     assert live.info.tokens == tuple(TOKENS)

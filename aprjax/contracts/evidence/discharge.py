@@ -1,7 +1,8 @@
 """`--discharge`: a contract's statuses moved along their lifecycle by evidence that holds, or the reason why not.
 
 Nothing moves unless the folder is accepted, is about this contract, and about what the contract demands today
-(`rule_sha256`). A status only moves forward. The file's text changes where a status or a reference to evidence stands,
+(`rule_sha256`); unless it compares two things, one of them a file that anybody can get, by a source that anybody can
+have. A status only moves forward. The file's text changes where a status or a reference to evidence stands,
 and nowhere else.
 """
 
@@ -15,6 +16,7 @@ from aprjax.checkpoint.atomic import atomic_file
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.evidence.documents import DOCUMENT, folder_of, rule_digest
 from aprjax.contracts.evidence.findings import EvidenceReport
+from aprjax.contracts.evidence.foreign_rules import known_models
 from aprjax.contracts.evidence.lifecycle import CONTRACT_LADDER, TEST_LADDER, contract_target, status_of
 from aprjax.contracts.evidence.manifest import digest
 from aprjax.contracts.evidence.reading import Unreadable, read_document, read_text
@@ -72,6 +74,7 @@ def discharge(report: EvidenceReport, path: Path) -> Discharge:
         raise Refused(f"the evidence has {len(report.contradictions)} contradictions, the first: {first}")
     documents = _documents(report.folder, contract)
     outcomes = [_outcome(document) for document in documents.values()]
+    _worth_a_status(next(iter(documents.values())))
     missing = [test.id for test in contract.falsification_tests if test.id not in documents]
     if missing:
         raise Refused(f"the evidence says nothing of {', '.join(missing)}")
@@ -129,6 +132,22 @@ def _documents(folder: Path, contract: Contract) -> dict[str, dict[str, Any]]:
     if not found:
         raise Refused(f"the evidence is not about {contract.id}")
     return found
+
+
+def _worth_a_status(document: dict[str, Any]) -> None:
+    """Refuses evidence that is sound and proves nothing to anybody else."""
+    model, ref = document["shipped_artifact"], document["reference_artifact"]
+    if model is not None and ref is not None:
+        same = all(model[key] == ref[key] for key in ("sha256", "arithmetic"))
+        if same:
+            raise Refused("a file was compared with itself by one arithmetic: that agrees by construction")
+    digests = {side["sha256"] for side in (model, ref) if side is not None}
+    if not digests & set(known_models().values()):
+        raise Refused("neither side is a file that others can get: check against one that `fetch` knows")
+    if document["versions"]["git_modified"]:
+        raise Refused(
+            "aprjax's source was changed since its commit: nobody can run again what ran; check from a clean clone"
+        )
 
 
 def _outcome(document: dict[str, Any]) -> str:
