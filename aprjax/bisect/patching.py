@@ -23,7 +23,7 @@ from aprjax.bisect.traced import Traced
 from aprjax.checkpoint.types import Checkpoint, UnmeasurableError
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, require_runnable
-from aprjax.qwen2.model import bucket, embed_padded, precision_scope, run_head, run_norm
+from aprjax.qwen2.model import embed_padded, precision_scope, run_head, run_norm
 from aprjax.qwen2.modules import DecoderLayer, PackedWeight, RMSNorm
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 
@@ -48,8 +48,17 @@ class Spent:
 class PatchedModel:
     """A loaded side that can be run from any boundary, with values put in at any stage."""
 
-    def __init__(self, runner: Runner, tokens: Sequence[int], rows: Sequence[int], weights: WeightSource) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        tokens: Sequence[int],
+        rows: Sequence[int],
+        weights: WeightSource,
+        beside: tuple[Arithmetic, ...] = (),
+    ) -> None:
         """Loads every layer; what `weights` has packed for another side already is shared with it.
+
+        `beside` are the arithmetics of other sides, whose values are put in: where one depends on the batch, none pads.
 
         Raises:
             CheckpointError: the file lacks what a forward pass needs, or has no such tokens.
@@ -62,7 +71,8 @@ class PatchedModel:
         ]
         self.norm: RMSNorm = load_norm(checkpoint, "model.norm.weight")
         self.head: PackedWeight = weights(replace(head_tensor(checkpoint), name="lm_head.weight"))
-        self.embedded = embed_padded(checkpoint, self.tokens)
+        self.beside = (runner.arithmetic, *beside)
+        self.embedded = embed_padded(checkpoint, self.tokens, *self.beside)
         self.context = runner.context(len(self.embedded))
         self.spent = Spent(len(self.layers))
         self.boundaries: list[Hidden] = []
@@ -131,7 +141,7 @@ class PatchedModel:
             changed.layers = list(self.layers)
             changed.layers[int(inside[1])] = load_layer(changed.runner.checkpoint, int(inside[1]), weights)
         elif name == "model.embed_tokens.weight":
-            changed.embedded = embed_padded(changed.runner.checkpoint, self.tokens)
+            changed.embedded = embed_padded(changed.runner.checkpoint, self.tokens, *self.beside)
         elif name == "model.norm.weight":
             changed.norm = load_norm(changed.runner.checkpoint, name)
         else:
@@ -182,7 +192,7 @@ class TraceReference:
 
     @property
     def _length(self) -> int:
-        return bucket(len(self.traced.trace.info.tokens))
+        return len(self.embedded)
 
     def boundary(self, index: int) -> Hidden:
         """Its value before layer `index`; without a recorded embedding, the model's own.
@@ -237,7 +247,7 @@ def open_reference(
         UnmeasurableError: the trace is of other tokens, shapes or positions, or the file cannot be run.
     """
     if isinstance(side, Runner):
-        return RunReference(PatchedModel(side, tokens, model.rows, weights))
+        return RunReference(PatchedModel(side, tokens, model.rows, weights, model.beside))
     require_traced(side, tokens, model.runner.checkpoint)
     _require_finite(side)
     return TraceReference(side, model.rows, model.embedded)

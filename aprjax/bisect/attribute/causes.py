@@ -136,7 +136,8 @@ class RealRuns:
             return mine
         checkpoint = mine.runner.checkpoint
         checkpoint = replace(checkpoint, config=replace(checkpoint.config, **keys))
-        return PatchedModel(Runner(checkpoint, mine.runner.arithmetic), mine.tokens, mine.rows, self.weights)
+        runner = Runner(checkpoint, mine.runner.arithmetic)
+        return PatchedModel(runner, mine.tokens, mine.rows, self.weights, mine.beside)
 
 
 def cause_shares(

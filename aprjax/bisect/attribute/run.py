@@ -68,18 +68,19 @@ def attribute(
         raise UnmeasurableError(f"the two models have other dimensions, so their errors have no common network: {keys}")
     weights = WeightSource((lambda name: False) if files is None else files.same_bytes)
     progress("loading", 0, 0)
+    beside = (model.arithmetic, ref.arithmetic)
     for side in (model, ref):
         known = ref.checkpoint or model.checkpoint
         if isinstance(side, Traced) and known is not None:
             require_traced(side, tokens.ids, known)
-    base = PatchedModel(base_runner(ref, dtype), tokens.ids, positions, weights)
+    base = PatchedModel(base_runner(ref, dtype), tokens.ids, positions, weights, beside)
     with tempfile.TemporaryDirectory(prefix="aprjax-") as name:
         errors, logits, sources = {}, {}, {}
         for which, side in (("ref", ref), ("model", model)):
             folder = Path(name) / which
             folder.mkdir()
             progress(f"local errors of the {which}", 0, 0)
-            sources[which] = Source(side, tokens.ids, positions, weights)
+            sources[which] = Source(side, tokens.ids, positions, weights, beside)
             compared = files if which == "model" else None
             errors[which], logits[which] = local_errors(sources[which], base, folder, compared)
         metric = metric_between(kind, logits["model"], logits["ref"], dtype)

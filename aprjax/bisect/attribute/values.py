@@ -16,7 +16,7 @@ from aprjax.bisect.reads import differs_at
 from aprjax.bisect.replay.layers import padded
 from aprjax.bisect.traced import Traced
 from aprjax.checkpoint.types import UnmeasurableError
-from aprjax.qwen2.arithmetic import preset
+from aprjax.qwen2.arithmetic import Arithmetic, preset
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm
 from aprjax.qwen2.model import bucket, embed_padded, precision_scope, run_head, run_norm, trim
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
@@ -53,12 +53,21 @@ class Errors:
 
 @dataclass
 class Source:
-    """A side's own values: whole layers of a run that goes along, or a trace's."""
+    """A side's own values: whole layers of a run that goes along, or a trace's.
+
+    Attributes:
+        side: it.
+        tokens, rows: what it is fed, and where its logits are looked at.
+        weights: what is packed already.
+        beside: the arithmetics of all sides: where one depends on the batch, nobody pads.
+        model: a side that runs here, once it has run.
+    """
 
     side: Runner | Traced
     tokens: Sequence[int]
     rows: Sequence[int]
     weights: WeightSource
+    beside: tuple[Arithmetic, ...] = ()
     model: PatchedModel | None = None
 
     def layers(self) -> Iterator[tuple[int, np.ndarray, Mapping[Stage, np.ndarray]]]:
@@ -66,7 +75,7 @@ class Source:
         if isinstance(self.side, Traced):
             yield from self._traced(self.side)
             return
-        model = PatchedModel(self.side, self.tokens, self.rows, self.weights)
+        model = PatchedModel(self.side, self.tokens, self.rows, self.weights, self.beside)
         self.model = model
         hidden = model.embedded
         model.boundaries = [hidden]
@@ -106,7 +115,7 @@ class Source:
 
     def _traced(self, side: Traced) -> Iterator[tuple[int, np.ndarray, Mapping[Stage, np.ndarray]]]:
         trace, present = side.trace, set(side.trace)
-        length = bucket(len(trace.info.tokens))
+        length = bucket(len(trace.info.tokens), *self.beside)
         last = 1 + max(layer for layer, _ in present)
         for index in range(last + 1):
             key = (index - 1, Stage.POST_FFN_RESIDUAL) if index else (OUTSIDE, Stage.EMBEDDING)

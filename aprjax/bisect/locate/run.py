@@ -64,7 +64,7 @@ def locate(
     same_bytes = (lambda name: False) if files is None else files.same_bytes
     weights = WeightSource(same_bytes)
     progress("loading", 0, 0)
-    patched = PatchedModel(model, tokens.ids, positions, weights)
+    patched = PatchedModel(model, tokens.ids, positions, weights, (ref.arithmetic,))
     reference = open_reference(ref, patched, weights, tokens.ids)
     _require_finite(reference.logits, ref, positions)
     logits = patched.run()
@@ -115,8 +115,8 @@ def _require_finite(logits: np.ndarray, ref: Side, positions: Sequence[int]) -> 
     if bad.any():
         row, channel = (int(i) for i in np.argwhere(bad)[0])
         raise UnmeasurableError(
-            f"the reference's logit of token {channel} at position {positions[row]} is {logits[row, channel]}: there is "
-            "nothing to judge by",
+            f"the reference's logit of token {channel} at position {positions[row]} is {logits[row, channel]}: nothing "
+            "to judge by",
             file=ref.checkpoint.path if ref.checkpoint is not None else None,
             fix="`python -m aprjax inspect --values` says which tensor is not finite",
         )
@@ -147,7 +147,7 @@ def _config_causes(search: Search, drift: float, weights: WeightSource) -> tuple
         runner = search.model.runner
         config = replace(runner.checkpoint.config, **{key: files.config[key][1]})
         mended = Runner(replace(runner.checkpoint, config=config), runner.arithmetic)
-        patched = PatchedModel(mended, search.model.tokens, search.model.rows, weights)
+        patched = PatchedModel(mended, search.model.tokens, search.model.rows, weights, search.model.beside)
         patched.spent = search.model.spent
         after = logit_drift(patched.run(), search.reference.logits)
         run = Run(f"the reference's {key} put in", "model", after, after <= search.floor, "logits", len(patched.layers))
