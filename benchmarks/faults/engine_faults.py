@@ -72,10 +72,11 @@ ENGINE_FAULTS: dict[str, EngineFault] = {
             "ffn_silu",
         ),
         *_same("gate-up-exchanged", "ffn_swigl"),
-        EngineFault("ffn_out-scaled", "ffn_out", ("scaled-ffn_out",), (1.01, 2.0), "factor"),
+        # No trace can tell a product times a factor from a matrix times that factor.
+        EngineFault("ffn_out-scaled", "ffn_out", ("scaled-ffn_out", "weights-scaled"), (1.01, 2.0), "factor"),
         *_same("ffn-output-doubled ffn-output-missing ffn-residual-missing ffn-residual-doubled", "post_ffn_residual"),
         EngineFault("head-tied", "lm_head", ("head-tied",), everywhere=True),
-        EngineFault("lm_head-scaled", "lm_head", ("scaled-lm_head",), (1.01, 0.5), "factor", True),
+        EngineFault("lm_head-scaled", "lm_head", ("scaled-lm_head", "weights-scaled"), (1.01, 0.5), "factor", True),
     )
 }
 # Outside the layers.
