@@ -33,12 +33,10 @@ def evidence(
     """
     if discharge is not None and (seal or len(folders) != 1):
         raise typer.BadParameter("--discharge takes one folder, and no --seal")
-    from aprjax.bisect.asked import check_destinations
     from aprjax.contracts.evidence import discharge as discharging
     from aprjax.contracts.evidence.command import examine, sealed
     from aprjax.contracts.evidence.render import render, render_discharge
 
-    check_destinations(json_out)
     reports = sealed(folders) if seal else examine(folders)
     if discharge is None:
         document = {"schema": "aprjax.evidence-list/1", "folders": [report.to_json() for report in reports]}

@@ -36,11 +36,9 @@ def diff(
 
     Exit code 0 where all are equal, 1 where an element differs, 3 where a stage is missing on one side.
     """
-    from aprjax.bisect.asked import check_destinations
     from aprjax.trace.render_upstream import render_diff, render_folders
     from aprjax.trace.stage_diff import diff_files, diff_folders
 
-    check_destinations(json_out)
     if first.is_dir() != second.is_dir():
         raise typer.BadParameter("give two files, or two folders")
     if first.is_dir():
