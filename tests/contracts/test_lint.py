@@ -140,6 +140,7 @@ def test_a_problem_is_reported_once(copy: Path) -> None:
     assert report.top(1) == [report.problems[0]]
 
 
+@pytest.mark.thorough
 def test_pytest_itself_is_asked(copy: Path) -> None:
     found = collect(copy, {BOUND, "tests/none.py"})
     assert found.error == ""

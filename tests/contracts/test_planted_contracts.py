@@ -60,6 +60,7 @@ def test_a_clean_pair_fails_nothing(pair: tuple[Path, Path]) -> None:
     assert first_failing_text(model, ref) is None
 
 
+@pytest.mark.thorough
 def test_every_planted_fault_breaks_a_contract(
     planter: SimpleNamespace, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

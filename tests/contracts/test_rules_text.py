@@ -75,6 +75,7 @@ def test_a_file_without_a_tokenizer_fails() -> None:
         assert "no usable tokenizer" in found.reason
 
 
+@pytest.mark.thorough
 def test_templates() -> None:
     assert set(statuses(bench(clean()), *TEMPLATES, "FALSIFY-CHAT-763").values()) == {"pass"}
     # One newline less behind a turn.
