@@ -121,6 +121,13 @@ class Page:
         media = "print" if printed else "screen"
         self._browser.send("Emulation.setEmulatedMedia", self._session, media=media, features=features)
 
+    def reload(self) -> None:
+        """Opens the same page once more, in the same tab."""
+        before = self._browser.events
+        self._browser.events = [e for e in before if e.get("method") != "Page.loadEventFired"]
+        self._browser.send("Page.reload", self._session)
+        self._browser.wait_for("Page.loadEventFired", self._session)
+
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
         options = {"expression": expression, "returnByValue": True, "awaitPromise": True}

@@ -12,7 +12,7 @@ def write_report(report: CheckReport, folder: Path) -> Path:
     from aprjax.bisect.page import write_report as write_folder
     from aprjax.checkpoint.atomic import atomic_file
 
-    page = write_folder(report.to_json(), folder)
+    page = write_folder(report.to_json(), folder, beside=report.artifacts)
     for name, text in report.artifacts.items():
         with atomic_file(folder / name) as stream:
             stream.write(text.encode("utf-8", "replace"))

@@ -321,7 +321,7 @@ def test_the_command(
     assert (folder / "replay.png").read_bytes().startswith(b"\x89PNG")
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert "layer 0, ffn_silu" in page
-    assert not re.search(r'src="|href="(?!#|replay.json")', page), "a page that needs other files"
+    assert not re.search(r'src="|href="(?!#|replay\.(json|png)")', page), "a page that needs other files"
     assert [(n["layer"], n["stage"]) for n in document["unexplained"]] == [(0, "ffn_silu")]
     assert document["arithmetics"] == ["llama.cpp"]
     assert "layer 0, ffn_silu" in capsys.readouterr().out

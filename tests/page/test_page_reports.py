@@ -150,6 +150,34 @@ def test_fields_of_a_later_version_are_left_alone(random: Any) -> None:
     assert page_of(widened(report)) == page_of(report)
 
 
+@pytest.mark.parametrize("part", ["margins", "massive-activation-cause"])
+def test_committed_evidence_can_be_shown(repository: Path, part: str) -> None:
+    (folder,) = (repository / "evidence").glob(f"{part}-20*")
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    reports = [d for d in documents if d["schema"] in ("aprjax.margins/1", "aprjax.attribute/1")]
+    page = page_of(*reports)
+    assert page.count('<section class="report"') == len(reports) > 0
+    # The attribution was cut to its largest shares, which must not look like shares that do not add up.
+    assert ("stages that this file leaves out" in page) == (part == "massive-activation-cause")
+
+
+def test_shares_and_what_they_miss_add_up_to_the_change() -> None:
+    report = saved("attribute")
+    report["contributions"] = report["contributions"][:1]
+    first, change = report["contributions"][0]["integrated"], report["metric"]["change"]
+    report["gap"] = abs(change - first) / abs(change)
+    page = page_of(report)
+    assert "what the shares miss" in page
+    found = re.findall(r'<i style="left:([0-9.]+)%;width:([0-9.]+)%">', page)
+    bars = [(float(left), float(width)) for left, width in found]
+    (start, _), (left, width), (gap_left, gap_width), (end, _) = bars
+    # From the reference down by the share, and up again by what is missed, to the model.
+    assert left == pytest.approx(gap_left, abs=0.02)
+    assert width / gap_width == pytest.approx(abs(first) / abs(change - first), rel=0.01)
+    assert start == pytest.approx(left + width, abs=0.02)
+    assert end == pytest.approx(gap_left + gap_width, abs=0.02)
+
+
 def test_a_report_without_its_newer_fields_is_shown() -> None:
     report = saved("layers")
     for part in (report, *report["probes"]):
@@ -254,6 +282,7 @@ def test_a_folder_has_the_page_and_what_made_it(tmp_path: Path) -> None:
     assert {"aprjax", "python", "jax", "numpy", "date", "platform"} <= made.keys()
     page = index.read_text(encoding="utf-8")
     assert 'href="layers.json"' in page
+    assert 'href="plot.png"' in page
     assert made["date"] in page
     # The saved report makes the same page, but for the link to what lies beside it.
     again = write_combined([index.parent / "layers.json"], tmp_path / "again").read_text(encoding="utf-8")

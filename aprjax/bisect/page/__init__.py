@@ -14,7 +14,11 @@ __all__ = ["report_fragment", "write_combined", "write_report"]
 
 
 def write_report(
-    document: dict[str, Any], folder: Path, pictures: Mapping[str, Callable[[BinaryIO], None]] | None = None
+    document: dict[str, Any],
+    folder: Path,
+    pictures: Mapping[str, Callable[[BinaryIO], None]] | None = None,
+    *,
+    beside: Iterable[str] = (),
 ) -> Path:
     """Writes `index.html`, `COMMAND.json` and pictures into a folder.
 
@@ -22,6 +26,7 @@ def write_report(
         document: a command's JSON.
         folder: made where it is missing.
         pictures: by file name, what writes a PNG; they lie beside the page, which has its own.
+        beside: names of files that the caller puts into the folder, for the page to link.
 
     Returns:
         The page's path.
@@ -30,6 +35,7 @@ def write_report(
         CheckpointError: the folder cannot be made or written to.
     """
     import json
+    from urllib.parse import quote
 
     from aprjax.bisect.page.build import render_page
     from aprjax.bisect.page.documents import as_document
@@ -44,7 +50,7 @@ def write_report(
     for name, save in (pictures or {}).items():
         with atomic_file(folder / name) as stream:
             save(stream)
-    links = {f"{made.command}.json": f"{made.command}.json"}
+    links = {name: quote(name) for name in (f"{made.command}.json", *(pictures or {}), *beside)}
     with atomic_file(folder / "index.html") as stream:
         stream.write(render_page([made], links=links).encode())
     return folder / "index.html"

@@ -15,6 +15,8 @@ _TENSORS = 60
 # Bars of a waterfall: what a screen shows, of those that are more than a hair's breadth; the others are one bar.
 _STEPS = 16
 _HAIR = 1 / 500
+# The gap is computed from the same numbers: beyond a tenth of a per cent of the change something is missing.
+_CUT = 1e-3
 
 
 def files_blocks(report: Mapping[str, Any]) -> list[Block]:
@@ -109,6 +111,7 @@ def locate_blocks(report: Mapping[str, Any]) -> list[Block]:
                     ("drift of the logits", number(report.get("drift"))),
                     ("noise explains", number(floor) if floor else "nothing: equal to the bit or not"),
                     ("flips", report.get("flips")),
+                    ("half of it by layer", report.get("half_at")),
                     *(
                         (f"passes of the {side}", f"{number(p['passes'])} in {p['runs']} runs")
                         for side, p in report["passes"].items()
@@ -137,6 +140,16 @@ def locate_blocks(report: Mapping[str, Any]) -> list[Block]:
         steps = list(dict.fromkeys(f["next_step"] for f in faults if f.get("next_step")))
         if len(steps) > 1:
             blocks.append(Block("What to do, place by place", Markup("").join(map(paragraph, steps)), plain=True))
+    if report.get("choices"):
+        rows = [
+            [c["name"], c["model"], c["ref"], *(number(c.get(key)) for key in ("before", "after", "infects"))]
+            for c in report["choices"]
+        ]
+        heads = columns(
+            "choice", "the model", "the reference", "#drift before", "#put right", "#put into the reference"
+        )
+        note = "One choice of the arithmetics at a time, switched in all layers at once."
+        blocks.append(Block("What the arithmetics’ choices do", table(heads, rows, label="Choices"), note, plain=True))
     runs = report.get("runs") or []
     if runs:
         note = (
@@ -210,13 +223,16 @@ def attribute_blocks(report: Mapping[str, Any]) -> list[Block]:
     if report.get("causes"):
         note_of = "“Put in” and “taken out” are real runs of this one thing: into the reference, and out of the model."
         blocks.append(Block("What makes the change", _cause_table(report["causes"]), note_of, plain=True))
+        steps = list(dict.fromkeys(c["next_step"] for c in report["causes"] if c.get("next_step")))
+        if len(steps) > 1:
+            blocks.append(Block("What to do, cause by cause", Markup("").join(map(paragraph, steps)), folded=True))
     rows = [
         [
             place(c["layer"], c["stage"]),
             c["source"],
             *(signed(c.get(k)) for k in ("integrated", "first_order", "infects", "heals")),
-            "; ".join(f"{name}: {signed(part, 2)}" for name, part in (c.get("parts") or [])[:2]),
-            "; ".join(f"{at}: {signed(part, 2)}" for at, part in (c.get("positions") or [])[:3]),
+            "; ".join(f"{name}: {signed(part, 2)}" for name, part in (c.get("parts") or [])[:2] if part),
+            "; ".join(f"{at}: {signed(part, 2)}" for at, part in (c.get("positions") or [])[:3] if part),
         ]
         for c in shares
     ]
@@ -235,17 +251,13 @@ def _cause_table(found: list[Mapping[str, Any]]) -> Markup:
     rows = [
         [
             c["kind"],
-            c["sentence"],
+            ". ".join(filter(None, (c["sentence"], confidence(c)))),
             *(signed(c.get(key)) for key in ("integrated", "infects", "heals")),
             "; ".join(f"{where}: {signed(part, 2)}" for where, part in (c.get("places") or [])[:3]),
-            confidence(c),
-            c.get("next_step") or "",
         ]
         for c in found
     ]
-    heads = columns(
-        "kind", "what differs", "#share", "#put in", "#taken out", "most of it arises at", "how sure", "next"
-    )
+    heads = columns("kind", "what differs, and how sure", "#share", "#put in", "#taken out", "most of it arises at")
     return table(heads, rows, label="Causes of the change", shown=8)
 
 
@@ -266,7 +278,10 @@ def _waterfall(report: Mapping[str, Any], shares: list[Mapping[str, Any]]) -> Ma
         level += size
     gap = metric["model"] - level
     missed = f"{percent(report.get('gap'), 2)} of the change"
-    steps.append(Step("what the shares miss", level, gap, missed, "gap", signed(gap)))
+    # Committed evidence may have been cut to its largest shares: the rest of them is no gap.
+    cut = abs(abs(gap) - (report.get("gap") or 0.0) * abs(metric["change"])) > _CUT * abs(metric["change"])
+    name = "stages that this file leaves out" if cut else "what the shares miss"
+    steps.append(Step(name, level, gap, "" if cut else missed, "gap", signed(gap)))
     steps.append(Step("model", metric["model"], None, "", "end", number(metric["model"])))
     return waterfall(steps, label="The change, stage by stage")
 
