@@ -204,13 +204,16 @@ def nearest_rows(found: np.ndarray, value: np.ndarray) -> tuple[tuple[int, ...],
     norms = np.einsum("ij,ij->i", theirs, theirs)
     squared = np.einsum("ij,ij->i", ours, ours)[:, None] + norms - 2 * ours @ theirs.T
     relative = np.sqrt(np.maximum(squared, 0) / np.where(norms > 0, norms, 1e-30))
+    # The difference of squares leaves half of the digits: equal means equal to those.
+    near = relative <= relative.min(axis=1, keepdims=True) * 1.001 + 1e-6
+    whole = _in_order(near, some) if len(found) == len(value) else None
     chosen, farthest = {}, 0.0
     for place, row in enumerate(some.tolist()):
-        # The difference of squares leaves half of the digits: equal means equal to those.
-        near = np.flatnonzero(relative[place] <= relative[place].min() * 1.001 + 1e-6)
-        own = row if len(found) == len(value) and row in near else int(near[-1])
+        own = int(np.flatnonzero(near[place])[-1]) if whole is None else int(whole[row])
         chosen[row] = own
         farthest = max(farthest, float(row_distances(found[row : row + 1], value[own : own + 1])[0]))
+    if whole is not None:
+        return tuple(whole.tolist()), farthest
     if len(chosen) < len(found):
         steps = {own - row for row, own in chosen.items()}
         if len(steps) != 1:  # no shift: each row must be looked at, or none is named
@@ -218,3 +221,17 @@ def nearest_rows(found: np.ndarray, value: np.ndarray) -> tuple[tuple[int, ...],
         (step,) = steps
         return tuple(row + step for row in range(len(found))), farthest
     return tuple(chosen[row] for row in range(len(found))), farthest
+
+
+def _in_order(near: np.ndarray, some: np.ndarray) -> np.ndarray | None:
+    """The simplest order of all positions in which every row is near its own: as they are, reversed, or shifted.
+
+    Args:
+        near: by looked-at row and position.
+        some: the rows that were looked at.
+    """
+    count = near.shape[1]
+    everyone = np.arange(count)
+    orders = (everyone, everyone[::-1], *(np.roll(everyone, step) for step in range(1, count)))
+    places = np.arange(len(some))
+    return next((order for order in orders if near[places, order[some]].all()), None)
