@@ -24,7 +24,9 @@ class Dtype(StrEnum):
 
 @command
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A stage's .bin file, or a folder of them (APRT).")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="A stage's .bin file, a folder of them (APRT), or a saved trace.")
+    ],
     second: Annotated[Path, typer.Argument(metavar="B", help="The other one.")],
     *,
     limit: Annotated[int, typer.Option(min=1, metavar="K", help="How many of the largest differences.")] = 10,
@@ -37,10 +39,17 @@ def diff(
     Exit code 0 where all are equal, 1 where an element differs, 3 where a stage is missing on one side.
     """
     from aprjax.trace.render_upstream import render_diff, render_folders
-    from aprjax.trace.stage_diff import diff_files, diff_folders
+    from aprjax.trace.stage_diff import diff_files, diff_folders, diff_traces
 
-    if first.is_dir() != second.is_dir():
-        raise typer.BadParameter("give two files, or two folders")
+    kinds = [(path.is_dir(), path.suffix == ".safetensors") for path in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise typer.BadParameter("give two stage files, two folders of them, or two saved traces")
+    if kinds[0] == (False, True):
+        from aprjax.trace import Trace
+
+        traces = diff_traces(Trace.load(first), Trace.load(second), limit=limit)
+        show(lambda console: render_folders(traces, console), traces.to_json(), json_out)
+        return traces.exit_code
     if first.is_dir():
         folders = diff_folders(first, second, limit=limit)
         show(lambda console: render_folders(folders, console), folders.to_json(), json_out)

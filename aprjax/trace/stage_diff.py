@@ -10,8 +10,8 @@ Nothing in such a document fails: the reader judges. Of whole folders ours also 
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,14 @@ class FoldersDiff:
         """The k stages with the smallest cosine."""
         return sorted(self.diffs, key=lambda diff: diff.cosine)[:k]
 
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(d.path_a)}</td><td>{d.count}</td><td>{d.max_abs:.3e}</td><td>{d.cosine:.8f}</td></tr>"
+            for d in self.diffs
+        )
+        missing = "".join(f"<li>{html.escape(f'{k}: {v}')}</li>" for k, v in self.unmeasured.items())
+        return f"<table>{rows}</table><p>unmeasured:</p><ul>{missing}</ul>" if missing else f"<table>{rows}</table>"
+
 
 def diff_folders(first: Path, second: Path, *, limit: int = LIMIT) -> FoldersDiff:
     """Compares every stage of two APRT folders.
@@ -197,7 +205,7 @@ def diff_folders(first: Path, second: Path, *, limit: int = LIMIT) -> FoldersDif
         key=lambda key: (key[0] if key[0] != OUTSIDE or key[1] is Stage.EMBEDDING else WHOLE_MODEL, rank[key[1]]),
     )
     for key in order:
-        name = f"layer {key[0]} {key[1]}" if key[0] != OUTSIDE else str(key[1])
+        name = _name(key)
         if key not in ours or key not in theirs:
             missing = first if key not in ours else second
             unmeasured[name] = f"it is not in {missing}"
@@ -212,23 +220,29 @@ def diff_folders(first: Path, second: Path, *, limit: int = LIMIT) -> FoldersDif
     return FoldersDiff(str(first), str(second), tuple(diffs), unmeasured)
 
 
-def diff_traces(first: AnyTrace, second: AnyTrace, *, limit: int = LIMIT) -> Iterator[StageDiff]:
-    """Compares every stage that two traces of the same tokens and positions have.
+def diff_traces(first: AnyTrace, second: AnyTrace, *, limit: int = LIMIT) -> FoldersDiff:
+    """Compares every stage of two traces of the same tokens and positions, as if they were folders.
 
     Raises:
-        ValueError: they are of other tokens or positions.
+        CheckpointError: they are of other tokens or positions: element by element they are not the same thing.
     """
     for what in ("tokens", "positions", "head_positions"):
         ours, theirs = getattr(first.info, what), getattr(second.info, what)
         if ours != theirs:
-            raise ValueError(f"{what} differ: {list(ours)[:8]} against {list(theirs)[:8]}")
-    theirs = set(second)
+            raise CheckpointError(
+                f"{what} differ: {list(ours)[:8]} against {list(theirs)[:8]}", fix="trace both sides on the same tokens"
+            )
+    present = set(second)
+    diffs, unmeasured = [], {_name(key): "it is not in the first" for key in second if key not in set(first)}
     for key in first:
-        if key in theirs:
-            layer = _upstream_layer(key)
-            name = f"layer-{layer}/{key[1]}.bin" if layer != WHOLE_MODEL else f"{key[1]}.bin"
-            paths = f"{first.info.path}/{name}", f"{second.info.path}/{name}"
-            yield diff_values(first[key].reshape(-1), second[key].reshape(-1), paths=paths, layer=layer, limit=limit)
+        if key not in present:
+            unmeasured[_name(key)] = "it is not in the second"
+            continue
+        layer = _upstream_layer(key)
+        name = f"layer-{layer}/{key[1]}.bin" if layer != WHOLE_MODEL else f"{key[1]}.bin"
+        paths = f"{first.info.path}/{name}", f"{second.info.path}/{name}"
+        diffs.append(diff_values(first[key], second[key], paths=paths, layer=layer, limit=limit))
+    return FoldersDiff(first.info.path, second.info.path, tuple(diffs), unmeasured)
 
 
 def parse_stage_diff(document: Any) -> StageDiff:
@@ -257,6 +271,10 @@ def parse_stage_diff(document: Any) -> StageDiff:
     top = tuple((row[0], _read_number(row[1]), _read_number(row[2]), _read_number(row[3])) for row in rows)
     paths = str(document["path_a"]), str(document["path_b"])
     return StageDiff(*paths, layer, document["dim_product"], largest, document["max_abs_diff_index"], rms, cosine, top)
+
+
+def _name(key: tuple[int, Stage]) -> str:
+    return f"layer {key[0]} {key[1]}" if key[0] != OUTSIDE else str(key[1])
 
 
 def _upstream_layer(key: tuple[int, Stage]) -> int:

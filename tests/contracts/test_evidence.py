@@ -115,6 +115,9 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     checked = replace(report(tmp_path), contracts=())
     with pytest.raises(CheckpointError, match="no contract"):
         write_evidence(checked, tmp_path / "evidence")
+    first = replace(report(tmp_path).outcomes[0], test_id="an id with spaces")
+    with pytest.raises(CheckpointError, match="cannot be put down as evidence: line 5"):
+        write_evidence(replace(report(tmp_path), outcomes=(first,)), tmp_path / "evidence")
     assert list((tmp_path / "evidence").iterdir()) == []
     (tmp_path / "file").write_text("", encoding="ascii")
     with pytest.raises(CheckpointError, match="a file stands"):
@@ -210,6 +213,10 @@ PLANTED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tests that took longer than the check": (lambda f: _log(f, "; 1.500 s", "; 0.100 s"), "time-insane"),
     "somebody's folder": (
         lambda f: edited(f, FIRST, lambda d: d.update(discharge_session="run in /srv/somebody/here")),
+        "names-a-place",
+    ),
+    "a machine's name": (
+        lambda f: edited(f, FIRST, lambda d: d["host"].update(hostname="somebodys-laptop")),
         "names-a-place",
     ),
     "a key twice": (lambda f: _raw(f, '"schema":', '"schema": "x", "schema":'), "unreadable"),

@@ -18,6 +18,7 @@ from trace_samples import TOKENS, same_bits, sample
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.cli import main
 from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.trace import save
 from aprjax.trace.aprt import WHOLE_MODEL, open_aprt
 from aprjax.trace.aprt_writer import write_aprt
 from aprjax.trace.oracle import find_model, run_oracle
@@ -259,13 +260,20 @@ def test_folders_that_agree_or_lack_a_stage(tmp_path: Path) -> None:
     assert main(["diff", str(tmp_path / "one"), str(tmp_path / "two")]) == 3
 
 
-def test_traces_of_other_tokens_are_not_compared() -> None:
-    diffs = list(diff_traces(sample(), sample()))
-    assert len(diffs) == len(sample())
-    assert diffs[0].path_a == "model.gguf/layer-0/embedding.bin"
+def test_saved_traces_are_compared_like_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    save(sample(), one)
+    less = {key: value for key, value in sample().values.items() if key != (1, Stage.FFN_UP)}
+    save(replace(sample(), values=less), two)
+    found = diff_traces(sample(), replace(sample(), values=less))
+    assert (len(found.diffs), set(found.unmeasured)) == (len(sample()) - 1, {"layer 1 ffn_up"})
+    assert found.diffs[0].path_a == "model.gguf/layer-0/embedding.bin"
+    assert "layer 1 ffn_up" in found._repr_html_()
+    assert main(["diff", str(one), str(two), "--json", "-"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["diffs"]) == len(found.diffs)
     other = replace(sample(), info=replace(sample().info, tokens=(3, 1, 4, 1, 6)))
-    with pytest.raises(ValueError, match="tokens differ"):
-        list(diff_traces(sample(), other))
+    with pytest.raises(CheckpointError, match="tokens differ"):
+        diff_traces(sample(), other)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def _facts(name: str, document: dict[str, Any], test: LoggedTest, log: LoggedChe
         if document[key] != expected:
             message = f"{key} is {document[key]!r:.120}, and the log has {expected!r:.120}"
             yield Contradiction("fact-mismatch", name, message)
+    for key in sorted({"hostname", "user", "username"} & set(document["host"])):
+        yield Contradiction("names-a-place", name, f"host.{key}: evidence names the machine's kind, not its name")
     try:
         late = datetime.fromisoformat(document["written_utc"]) < datetime.fromisoformat(document["started_utc"])
     except (ValueError, TypeError):

@@ -12,9 +12,9 @@ from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.evidence.documents import DOCUMENT, LOG, RAW, discharge_document, folder_of
 from aprjax.contracts.evidence.facts import host_facts, version_facts, without_places
 from aprjax.contracts.evidence.findings import dump
-from aprjax.contracts.evidence.log import log_text, parse_log
+from aprjax.contracts.evidence.log import LogError, log_text, parse_log
 from aprjax.contracts.evidence.manifest import seal
-from aprjax.contracts.evidence.reading import parse_document
+from aprjax.contracts.evidence.reading import Unreadable, parse_document
 from aprjax.contracts.evidence.receipts import receipts
 from aprjax.contracts.types import CheckReport
 
@@ -49,14 +49,20 @@ def write_evidence(report: CheckReport, root: str | Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"cannot be made: {error.strerror}", file=root, fix="choose another folder") from error
     folder = _free_name(root, report)
-    with atomic_folder(folder) as partial:
+    try:
         files = _files(report, folder.name)
+    except (LogError, Unreadable, ValueError) as error:
+        raise CheckpointError(f"the check cannot be put down as evidence: {error}", file=folder) from error
+    with atomic_folder(folder) as partial:
         for name, content in files.items():
             target = partial / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(target) as stream:
                 stream.write(content)
-        seal(partial)
+        try:
+            seal(partial)
+        except Unreadable as error:
+            raise CheckpointError(f"cannot be sealed: {error}", file=folder, fix="check fewer contracts") from error
     return folder
 
 

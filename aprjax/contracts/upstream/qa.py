@@ -7,6 +7,7 @@ carries its state in a key of its own, which their reader leaves alone.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -161,6 +162,18 @@ class QaReport:
         import pandas
 
         return pandas.DataFrame([gate.to_apr() for gate in self.gates])
+
+    def top(self, k: int = 10) -> list[Gate]:
+        """The k gates that matter most: failures, then what was not measured, then passes."""
+        order = [Status.FAIL, Status.UNMEASURED, Status.PASS]
+        return sorted(self.gates, key=lambda gate: order.index(gate.state))[:k]
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(g.name)}</td><td>{g.state}</td><td>{html.escape(g.message)}</td></tr>"
+            for g in self.gates
+        )
+        return f"<p><b>{html.escape(self.model)}</b>: {self.verdict}</p><table>{rows}</table>"
 
 
 def read_qa_report(path: str | Path) -> QaReport:
