@@ -297,9 +297,10 @@ class Evidence:
         for name in names:
             weight = self.packed(name, variant)
             fed = x if kind is None else through_blocks(x, kind, weight.blocks.name)
-            padded = np.zeros((bucket(len(x)), x.shape[1]), np.float32)
+            arithmetic = self.product_arithmetic if kind is None else DECODED
+            padded = np.zeros((bucket(len(x)), x.shape[1]), arithmetic.dtype)
             padded[: len(x)] = fed
-            parts.append(self._multiplied(weight, padded, self.product_arithmetic if kind is None else DECODED))
+            parts.append(self._multiplied(weight, padded, arithmetic))
         return np.concatenate(parts, axis=1)[: len(x)].astype(np.float64)
 
     @cached_property

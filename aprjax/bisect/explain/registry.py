@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from aprjax.bisect.explain import arithmetics, attention, feed_forward, norms, rope
 from aprjax.bisect.explain.hypothesis import Hypothesis
-
-try:
-    from aprjax.bisect.explain.weights import WEIGHTS
-except ImportError:  # pragma: no cover
-    WEIGHTS: tuple[Hypothesis, ...] = ()
+from aprjax.bisect.explain.weights import WEIGHTS
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
     *rope.HYPOTHESES,

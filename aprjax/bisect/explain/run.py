@@ -20,9 +20,9 @@ from aprjax.bisect.explain.search import Accepted, Search
 from aprjax.bisect.replay.judge import replay
 from aprjax.bisect.replay.report import ReplayReport, place
 from aprjax.bisect.report import Verdict
-from aprjax.checkpoint.types import Checkpoint
+from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic
-from aprjax.qwen2.stages import OUTSIDE
+from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.trace import AnyTrace
 
 Progress = Callable[[str, int, int], None]
@@ -30,6 +30,9 @@ Progress = Callable[[str, int, int], None]
 MAX_FAULTS = 8
 # Rivals and excluded hypotheses that a report lists: the nearest.
 _LISTED = 6
+# The embedding's rows are no token's: perhaps no other tokens, but another embedding. The search decides.
+_UNKNOWN_TOKENS = "tokens-unknown"
+_OTHER_MODEL = "other-model"
 # What the report calls not finite stays a value of the trace: nothing else stands in its place.
 _NOT_FINITE = "not-finite"
 
@@ -68,13 +71,17 @@ def explain(
         known = arithmetics[0] if len(arithmetics) == 1 else None
         identity = identify(folder or trace, checkpoint, tokens=trace.info.tokens, arithmetic=known, progress=progress)
     identified = time.perf_counter()
-    refused = [finding for finding in identity if finding.severity == "error" and not finding.stages]
+    wrong = [finding for finding in identity if finding.severity == "error" and finding.id != _UNKNOWN_TOKENS]
+    other = next((finding for finding in wrong if finding.id == _OTHER_MODEL), None)
+    if other is not None:
+        raise CheckpointError(other.sentence, file=trace.info.path, fix=other.next_step)
+    refused = [finding for finding in wrong if not finding.stages]
     if refused:
         return refused_report(trace, checkpoint, tuple(identity), identified - start)
     doubted = {
         (layer, stage)
-        for finding in identity
-        if finding.severity == "error" and finding.id != _NOT_FINITE
+        for finding in wrong
+        if finding.id != _NOT_FINITE
         for layer in finding.layers
         for stage in finding.stages
     }
@@ -91,6 +98,8 @@ def explain(
     if replayed.verdict is Verdict.DIVERGENCE:
         search.run()
     explanations = tuple(_explanation(one) for one in search.accepted)
+    if any((OUTSIDE, Stage.EMBEDDING) in found.nodes for found in explanations):
+        identity = [finding for finding in identity if finding.id != _UNKNOWN_TOKENS]
     unexplained = _unexplained(search, replayed)
     verdict, reason = _verdict(replayed, explanations, unexplained, tuple(identity))
     return ExplainReport(
