@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from contract_sides import outcome, outcome_of, statuses, write_pair
 
+from aprjax.bisect.report import Verdict
 from aprjax.contracts.check import rules_output
 from aprjax.contracts.check.measurement import Measurement
 from aprjax.contracts.check.rules_output import device_numbers
@@ -68,3 +69,22 @@ def test_every_position_of_a_pair(tmp_path: Path) -> None:
     assert measured["positions"] == 96
     # Rounding activations shows, and is far from another function.
     assert 0.9 < measured["least_cosine"] < 1.0
+
+
+def test_a_short_trace_is_no_failure() -> None:
+    row = SimpleNamespace(cosine=1.0, verdict=Verdict.AGREE, kl=0.0, max_delta=0.0, model=1, position=0, flip=False)
+    side = SimpleNamespace(arithmetic="llama.cpp")
+
+    def bench(count: int, **changes: object) -> SimpleNamespace:
+        rows = [SimpleNamespace(**{**vars(row), **changes})] * count
+        report = SimpleNamespace(
+            verdict=Verdict.AGREE, reason="", rows=rows, flips=[], sides={"model": side, "ref": side}
+        )
+        return SimpleNamespace(output=lambda what: report)
+
+    assert outcome(bench(64), "APRJAX-OUTPUT-001").status is Status.PASS
+    short = outcome(bench(12), "APRJAX-OUTPUT-001")
+    assert short.status is Status.UNMEASURED
+    assert "12 positions, 64 are needed" in short.reason
+    # What is broken on twelve positions is broken.
+    assert outcome(bench(12, cosine=0.5), "APRJAX-OUTPUT-001").status is Status.FAIL

@@ -187,10 +187,16 @@ class Bench:
         artifact = self.keep(f"layers-{asked.name}.json", report.to_json())
         return TracedPass(report, observer.spreads, observer.uses, artifact)
 
-    def long_tokens(self) -> TokensReport:
-        """The first tokens of the long probe."""
-        asked = self.prompt("long")
+    def long_tokens(self, what: str = "pair") -> TokensReport:
+        """The first tokens of the long probe; of a pair with a recorded trace, the trace's own, however few."""
+        asked = self.prompt("long") if what == "pair" else self._of_one_file()
         return TokensReport("long", None, "none", tuple(asked.ids[:POSITIONS]), asked.agree, asked.reason)
+
+    def _of_one_file(self) -> TokensReport:
+        file = self.checkpoint("ref")
+        probe = next(probe for probe in PROBES if probe.name == "long")
+        told = {"name": probe.name, "text": probe.text, "times": probe.wrap}
+        return self.once("one file", lambda: tokenize_both(file, file, **told))
 
     def output(self, what: str) -> MarginsReport:
         """Both sides' logits at every position: of the pair, of two backends, or of two arithmetics on one file.
@@ -202,7 +208,7 @@ class Bench:
         return self.once(("output", what), lambda: self._output(what))
 
     def _output(self, what: str) -> MarginsReport:
-        tokens = self.long_tokens()
+        tokens = self.long_tokens(what)
         with ExitStack() as stack:
             pair, files = self._sides_of_output(what, tokens.ids, stack)
             asked: dict[str, Any] = {

@@ -44,6 +44,11 @@ def every_position(asked: Asked) -> Measurement:
     if broken:
         return Measurement(failed=report.reason, artifacts=(artifact,))
     measured = _numbers(report)
+    least = asked.test.threshold("positions").minimum or 0
+    others = [threshold for threshold in asked.test.thresholds if threshold.measure != "positions"]
+    if len(report.rows) < least and all(threshold.holds(measured[threshold.measure]) for threshold in others):
+        text = f"{len(report.rows)} positions, {least:g} are needed: record a longer prompt; every bound holds on these"
+        return Measurement(measured, unmeasured=text, artifacts=(artifact,))
     worst = min(report.rows, key=lambda row: row.cosine if row.cosine is not None else -2.0)
     names = " against ".join(side.arithmetic for side in report.sides.values())
     return Measurement(measured, f"{names}; the least cosine at position {worst.position}", artifacts=(artifact,))
@@ -65,7 +70,7 @@ def device_logits(asked: Asked, device: Any) -> tuple[np.ndarray, str]:
     def make() -> tuple[np.ndarray, str]:
         with jax.default_device(device):
             arithmetic = asked.bench.run_by[0] or preset("llama.cpp")
-            computed = Qwen2(asked.bench.checkpoint("model"), arithmetic)(list(asked.bench.long_tokens().ids))
+            computed = Qwen2(asked.bench.checkpoint("model"), arithmetic)(list(asked.bench.long_tokens("device").ids))
             platforms = {place.platform for place in computed.devices()}
             return np.asarray(computed, np.float32), "+".join(sorted(platforms))
 
