@@ -27,13 +27,14 @@ _MOST_FLOATS = 1 << 24
 
 
 def _rows(evidence: Evidence, node: Node) -> tuple[np.ndarray, np.ndarray, EncodedTensor] | None:
-    """Found and expected, `float64[position, hidden]`, and the matrix; None for other nodes."""
+    """Found and expected, `float64[position, hidden]`, and the matrix; None for other nodes, and for sound ones."""
     found, tensor = evidence.value(node), evidence.tensor(NAME)
     if node != _NODE or found is None or tensor is None or not np.isfinite(found).all():
         return None
     if block_format(tensor.block_type).flat:
         return None
-    return found.astype(np.float64), np.asarray(evidence.expected(node), np.float64), tensor
+    expected = np.asarray(evidence.expected(node), np.float64)
+    return None if _met(found, expected) else (found.astype(np.float64), expected, tensor)
 
 
 def _met(found: np.ndarray, predicted: np.ndarray) -> bool:
