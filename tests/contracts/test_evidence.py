@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint.fuzzing import Damage, damages
 from contracts_checked import OFFICIAL_SHA256, report, with_allowed
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aprjax.checkpoint.types import CheckpointError
@@ -369,3 +370,17 @@ def test_the_reports_forms(copy: Path) -> None:
     assert "check.log" in str(found.contradictions[0])
     with pytest.raises(CheckpointError, match="expected an evidence folder"):
         validate_folder(copy / "nowhere")
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["check.json", "check.log", FIRST, MANIFEST]), damage=damages(header=400, size=4000))
+def test_no_damage_is_accepted_and_none_raises(copy: Path, name: str, damage: Damage) -> None:
+    path = copy / name
+    before, manifest = path.read_bytes(), (copy / MANIFEST).read_bytes()
+    path.write_bytes(damage(before))
+    assert validate_folder(copy).accepted == (path.read_bytes() == before)
+    if name != MANIFEST:
+        seal(copy)
+        validate_folder(copy)  # believed by its manifest: whatever is in it, the answer is a report
+    path.write_bytes(before)
+    (copy / MANIFEST).write_bytes(manifest)

@@ -258,6 +258,7 @@ RECEIPTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another comparator": (lambda d: d["comparator"].update(kind="oracle"), "is none of llama_cpp"),
     "a threshold from nowhere": (lambda d: d.update(threshold_source="contracts/none.yaml"), "PRC-INV-005"),
     "a threshold from outside": (lambda d: d.update(threshold_source="../../etc/passwd"), "PRC-INV-005"),
+    "a threshold of the machine": (lambda d: d.update(threshold_source="/etc/passwd"), "PRC-INV-005"),
     "another backend": (lambda d: d.update(backend="tpu"), "the backend"),
     "nothing unmeasured": (lambda d: d.update(unmeasured=[]), "written as `none`"),
     "whole and in part": (lambda d: d.update(partially_receipted=True), "contradicts what is listed"),

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from aprjax.checkpoint.atomic import atomic_file
 from aprjax.contracts.evidence.findings import Contradiction, dump
-from aprjax.contracts.evidence.reading import MOST_BYTES, Unreadable, expect, read_document
+from aprjax.contracts.evidence.reading import MOST_BYTES, Unreadable, expect, read_bytes, read_document
 
 MANIFEST = "MANIFEST.json"
 SCHEMA = "aprjax.evidence-manifest/1"
@@ -139,6 +139,10 @@ def _entries(path: Path) -> list[Entry]:
                 f"{expect(item, 'path', str)!r:.120} has no SHA-256 of 64 lower-case hex digits, or no size"
             )
         entries.append(Entry(expect(item, "path", str), nbytes, sha256))
+    # Nothing vouches for the manifest but its form: one text for one folder.
+    listed = [{"path": entry.path, "bytes": entry.nbytes, "sha256": entry.sha256} for entry in entries]
+    if read_bytes(path) != dump({"schema": SCHEMA, "files": listed}):
+        raise Unreadable("it is not as `evidence --seal` writes it")
     return entries
 
 

@@ -225,7 +225,11 @@ def _problems(document: Any, folder: Path) -> Iterator[str]:
     source = document["threshold_source"]
     inside = folder / source.removeprefix(f"evidence/{folder.name}/")
     above = [parent / source for parent in [folder, *folder.resolve().parents][:6]]
-    if ".." in Path(source).parts or not any(place.is_file() for place in [inside, *above]):
+    if (
+        ".." in Path(source).parts
+        or Path(source).is_absolute()
+        or not any(place.is_file() for place in [inside, *above])
+    ):
         yield f"threshold_source {source!r:.120} names no file (PRC-INV-005)"
     yield from _raw_problems(expect(document, "raw", dict), expect(document, "result", dict))
 
