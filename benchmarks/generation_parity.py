@@ -207,7 +207,7 @@ def section(result: dict[str, Any], generated: int) -> list[str]:
 
 def found_in(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What llama.cpp generated, and what verifying came to, as the folder has them."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("llama.cpp*.json"))]
     return [one for one in found if "arithmetic" not in one], [one for one in found if "arithmetic" in one]
 
 
