@@ -76,7 +76,8 @@ OUTSIDE = """[...document.body.querySelectorAll('*')].filter(e => {
 }).map(e => e.tagName + '.' + e.getAttribute('class')).slice(0, 5)"""
 
 NAMELESS = """[...document.querySelectorAll('button,a,input,[role],svg[role]')].filter(e => {
-  if (['presentation', 'row', 'grid'].includes(e.getAttribute('role')) || e.closest('[aria-hidden=true]')) return false;
+  const structure = ['presentation', 'row', 'grid', 'cell'].includes(e.getAttribute('role'));
+  if (structure || e.closest('[aria-hidden=true]')) return false;
   const words = [e.getAttribute('aria-label'), e.textContent.trim(), ...[...(e.labels || [])].map(l => l.textContent)];
   return !words.some(Boolean) && e.id !== 'tip';
 }).map(e => e.outerHTML.slice(0, 120))"""

@@ -136,7 +136,7 @@ def test_embedded_json_cannot_leave_its_block(value: Any) -> None:
     assert not set("<>&\u2028\u2029") & set(text)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_fields_of_a_later_version_are_left_alone(random: Any) -> None:
     def widened(value: Any) -> Any:
@@ -321,7 +321,7 @@ def test_fragments_need_neither_script_nor_style(report: dict[str, Any]) -> None
     fragment = report_fragment(report)
     tags = {tag for tag, _ in Elements(fragment).elements}
     assert not tags & {"script", "style", "svg", "html", "link"}
-    assert "<table>" in fragment
+    assert "<table" in fragment
 
 
 def test_explanations_and_contracts_say_what_they_rest_on() -> None:

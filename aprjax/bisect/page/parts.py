@@ -166,7 +166,10 @@ def table(
     kept = [Row([row.cells[n] for n in told], row.tone) for row in kept]
     heads = [heads[n] for n in told]
     heads = [replace(head, width=_width([row.cells[index] for row in kept])) for index, head in enumerate(heads)]
-    return _part("table", columns=heads, rows=kept[:shown], more=kept[shown:], left=len(made) - len(kept), label=label)
+    # Where a row holds sentences, a narrow screen shows its cells one under the other.
+    stack = any(head.width == "long" for head in heads)
+    left = len(made) - len(kept)
+    return _part("table", columns=heads, rows=kept[:shown], more=kept[shown:], left=left, stack=stack, label=label)
 
 
 def _width(cells: Sequence[Any]) -> str:

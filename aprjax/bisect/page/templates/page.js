@@ -46,7 +46,9 @@ const minus = (text) => text.replaceAll("-", "\u2212");
 
 // --- the tip ---------------------------------------------------------------------------------------------------
 const tip = document.getElementById("tip");
+let tipped = null;
 function showTip(target, text) {
+  tipped = target;
   tip.textContent = text;
   tip.hidden = false;
   const box = target.getBoundingClientRect();
@@ -57,7 +59,12 @@ function showTip(target, text) {
 }
 function hideTip() { tip.hidden = true; }
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
-addEventListener("scroll", hideTip, { passive: true, capture: true });
+// Moving by keyboard may scroll: the tip then goes with its element. Under a mouse that stands still it would be of something else.
+addEventListener("scroll", () => {
+  if (tip.hidden) return;
+  if (tipped === document.activeElement) showTip(tipped, tip.textContent);
+  else hideTip();
+}, { passive: true, capture: true });
 
 // --- arrays of half floats ---------------------------------------------------------------------------------------
 function halves(text) {
