@@ -32,7 +32,9 @@ def planter() -> Iterator[SimpleNamespace]:
     """The planters, which share no code with what finds the faults, and import each other by their bare names."""
     sys.path.insert(0, str(FOLDER))
     try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("plant", "cases", "bench")})
+        yield SimpleNamespace(
+            **{name: importlib.import_module(name) for name in ("plant", "cases", "bench", "judging_traces")}
+        )
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -102,3 +104,25 @@ def test_every_fault_of_the_bench_breaks_a_contract(planter: SimpleNamespace, tm
     assert len({case.fault for case in cases}) >= 35
     # Dimensions written in the other order are mended on reading, with a warning: the weights are right.
     assert [one for one in unseen if one[0] != "shape-reversed"] == []
+
+
+@pytest.mark.thorough
+def test_every_fault_of_an_engine_breaks_a_contract(planter: SimpleNamespace, tmp_path: Path) -> None:
+    from aprjax.contracts.check.bench import Bench
+
+    shop = planter.bench.workshop("tiny", tmp_path)
+    traces = planter.judging_traces
+    studio = traces.Studio("tiny", shop.ref, tmp_path, shop.tokens)
+    cases = {case.fault: case for case in traces.engine_cases("tiny", (1,), few=True)}
+    sound = planter.cases.Case("tiny", "clean", "trace of a sound engine")
+
+    def status(values: Any) -> Status:
+        trace = studio.saved(values)
+        bench = Bench(str(trace.path), str(shop.ref.path), both="float32")
+        return outcome(bench, "APRJAX-FORWARD-001").status
+
+    (clean, *faulty) = studio.run([sound, *cases.values()])
+    assert status(clean) is Status.PASS
+    unseen = [name for name, values in zip(cases, faulty, strict=True) if status(values) is not Status.FAIL]
+    assert len(cases) >= 20
+    assert unseen == []
