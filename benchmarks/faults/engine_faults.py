@@ -95,7 +95,7 @@ WEIGHT_FAULTS: dict[str, EngineFault] = {
         EngineFault("weights-q-heads-permuted", "qkv_matmul", ("weights-heads-permuted",)),
         EngineFault("weights-q-rotary", "qkv_matmul", ("weights-rotary-interleaved",)),
         EngineFault("weights-q-head-zero", "qkv_matmul", ("weights-zeroed",)),
-        EngineFault("weights-down-zero", "ffn_out", ("scaled-ffn_out", "weights-zeroed")),
+        EngineFault("weights-down-zero", "ffn_out", ("zero-ffn_out", "scaled-ffn_out", "weights-zeroed")),
         EngineFault("weights-gate-dims", "ffn_gate", ("weights-dimensions-exchanged",)),
     )
 }

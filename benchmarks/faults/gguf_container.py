@@ -43,7 +43,7 @@ class GgufFile:
         tensors, offsets = {}, {}
         for found in reader.tensors:
             shape = tuple(int(n) for n in reversed(found.shape))
-            view = memoryview(found.data.reshape(-1).view("uint8"))
+            view = found.data.reshape(-1).view("uint8").data
             tensors[found.name] = Tensor(found.name, int(found.tensor_type), shape, (view,), found.tensor_type.name)
             offsets[found.name] = int(found.data_offset)
         config, places = {}, {}

@@ -8,6 +8,7 @@ from random import Random
 
 from cases import Case
 from judging import Result, arithmetic_for, bounds_of, explanation_problems, run_layers
+from plant import site_of
 from tensor_faults import CONTROLS, MENDED, REFUSED
 from workshop import PlantedCase, Workshop
 
@@ -122,7 +123,9 @@ def judge_located(workshop: Workshop, case: Case) -> Result:
     result.localised = wanted in places
     # A linear scan runs the model once for each boundary and, in the layer, for each stage.
     result.measures = {"linear": workshop.layers + 1 + 17, "alone": places == [wanted]}
-    result.wrong_blame = any(place != wanted for place in places)
+    # Two tensors that have changed places are two causes.
+    right = [wanted, *(list(site_of(name)) for name in planted.tensors)]
+    result.wrong_blame = any(place not in right for place in places)
     if not result.localised or result.wrong_blame:
         result.reason = f"expected {wanted}, found {places}"
     return result

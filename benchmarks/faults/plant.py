@@ -156,7 +156,7 @@ def shift_head(file: AprFile, request: Request) -> Planted:
     name = "lm_head.weight"
     tensor = file.tensor(name)
     row = row_bytes(tensor, name)
-    data = memoryview(tensor.whole()) if len(tensor.pieces) > 1 else tensor.pieces[0]
+    data = tensor.pieces[0] if len(tensor.pieces) == 1 else memoryview(tensor.whole())
     file.put(tensor.with_bytes(data[-row:], data[:-row]))
     return Planted("row i holds what row i - 1 held", (name,), layer=-1, stage="lm_head")
 

@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 def lean(row: Row) -> Row:
-    """A result as it is committed: without what is empty, seconds to the millisecond."""
+    """A result as it is committed: without what is empty or says nothing new, seconds to the millisecond."""
     case = {key: value for key, value in row["case"].items() if value not in (None, [], "")}
     case.pop("parts", None)
     kept = {key: value for key, value in row.items() if value not in (None, "", {}, [], False)}
@@ -70,6 +70,9 @@ def lean(row: Row) -> Row:
     seconds = {key: round(value, 3) for key, value in row.get("seconds", {}).items()}
     kept |= {"case": case, "seconds": seconds, **flags}
     kept.pop("measures", None)
+    if not row.get("reason"):
+        # Where nothing is to be said, what was found is what was expected.
+        kept.pop("found", None)
     return {**kept, "measures": measures} if measures else kept
 
 

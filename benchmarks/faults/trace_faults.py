@@ -128,8 +128,7 @@ def other_tokens(fault: str, tokens: tuple[int, ...], bos: int) -> tuple[int, ..
     return {
         "bos-prepended": (bos, *tokens),
         "tokens-reversed": tokens[::-1],
-        "token-lost": tokens[:-1],
-        "token-replaced": (*tokens[:3], tokens[0], *tokens[4:]),
+        "token-replaced": (*tokens[:3], tokens[3] + 1, *tokens[4:]),
     }[fault]
 
 
