@@ -219,6 +219,9 @@ def test_half_precision(file: Checkpoint, sound: MemoryTrace) -> None:
             for key, value in sound.values.items()
         }
         (finding,) = identify(replace(sound, values=values), file)
+        # One stage alone is what an engine rounds.
+        key = (1, Stage.ATTN_SOFTMAX)
+        assert identify(altered(sound, {key: values[key]}), file) == ()
         assert finding.id == "half-precision"
         assert f"dumped as {name}" in finding.sentence
 
@@ -301,6 +304,10 @@ def run_trace(file: Checkpoint, run: list[int], values: Values) -> MemoryTrace:
 
     info = replace(trace_info(file, "float32"), tokens=tuple(run), positions=everyone, head_positions=everyone)
     return MemoryTrace(info, values)
+
+
+def test_a_scaled_embedding_is_no_matter_of_tokens(file: Checkpoint, sound: MemoryTrace) -> None:
+    assert identify(altered(sound, {(OUTSIDE, Stage.EMBEDDING): 16 * sound[OUTSIDE, Stage.EMBEDDING]}), file) == ()
 
 
 def test_another_model_is_refused(file: Checkpoint, sound: MemoryTrace, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def _of_values(
     end = layers if any(s in HEAD_STAGES for _, s in dump.keys) else min(layers, top + 1) if top else 0
     read = _read(dump, checkpoint, run, arithmetic, layers=end, progress=progress)
     yield from reading_findings(read.readings, read.spreads, count=len(run), layers=layers)
-    half = half_finding({key: read.halves[key] for key in execution_order(read.halves)}, len(dump.keys))
+    half = half_finding({key: read.halves[key] for key in execution_order(read.halves)})
     if half is not None:
         yield half
 
@@ -168,7 +168,7 @@ class _Read:
     Attributes:
         readings: by label.
         spreads: of values that hold other positions than all.
-        halves: the half-precision type that values went through.
+        halves: the half-precision type that values went through, empty for none.
     """
 
     dump: Dump

@@ -9,7 +9,7 @@ import numpy as np
 from aprjax.bisect.cause import tensors_of
 from aprjax.bisect.confidence import Confidence, Level
 from aprjax.bisect.explain.identity_dump import Dump, Key, layer_widths
-from aprjax.bisect.explain.identity_finding import IdentityFinding, places_in_words
+from aprjax.bisect.explain.identity_finding import IdentityFinding
 from aprjax.bisect.replay.report import place
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
@@ -107,19 +107,22 @@ def _not_finite_tensors(checkpoint: Checkpoint, layer: int, stage: Stage) -> tup
 
 
 def half_type(flat: np.ndarray, own: np.ndarray) -> str | None:
-    """`float16` or `bfloat16` where every value is one, and the file's own values are not.
+    """`float16` or `bfloat16` where every value is one, and the file's own values are not; empty where one is none.
 
     Args:
         flat: what the trace holds, float32.
         own: what the file gives there.
+
+    Returns:
+        None where nothing can be told: too few values, or the file's own are half-precision ones, too.
     """
     values = np.unique(flat[np.isfinite(flat) & (flat != 0)])
     if values.size < _LEAST:
         return None
     for name, is_half in (("bfloat16", _is_bfloat16), ("float16", _is_float16)):
-        if is_half(values).all() and not is_half(own.reshape(-1)).all():
-            return name
-    return None
+        if is_half(values).all():
+            return None if is_half(own.reshape(-1)).all() else name
+    return ""
 
 
 def _is_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -131,22 +134,23 @@ def _is_float16(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float16).astype(np.float32) == values
 
 
-def half_finding(halves: dict[Key, str], total: int) -> IdentityFinding | None:
-    """One finding for all values that are half-precision ones."""
-    if not halves:
-        return None
+def half_finding(halves: dict[Key, str]) -> IdentityFinding | None:
+    """A finding where every stage that can tell was dumped in half precision; some stages alone are the engine's doing.
+
+    Args:
+        halves: by label, what `half_type` says of it.
+    """
     types = sorted(set(halves.values()))
-    keys = list(halves)
-    every = len(halves) == total
-    where = "every stage" if every else places_in_words(keys)
+    if not types or "" in types:
+        return None
     step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
     return IdentityFinding(
         "half-precision",
-        f"{where} was dumped as {' and '.join(types)}: all values are such, and the file's own are not",
+        f"the trace was dumped as {' and '.join(types)}: all values are such, and the file's own are not",
         f"dump float32; until then differences up to {max(step[t] for t in types):.1e} of a value are the dump's",
-        Confidence(Level.CERTAIN, f"every value of {len(halves)} of {total} stages was looked at"),
+        Confidence(Level.CERTAIN, f"every value of {len(halves)} stages was looked at"),
         severity="warning",
-        stages=tuple(dict.fromkeys(stage for _, stage in keys)),
-        layers=tuple(sorted({layer for layer, _ in keys})),
-        evidence={"types": types, "stages": len(halves), "of": total},
+        stages=tuple(dict.fromkeys(stage for _, stage in halves)),
+        layers=tuple(sorted({layer for layer, _ in halves})),
+        evidence={"types": types, "stages": len(halves)},
     )
