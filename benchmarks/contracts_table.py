@@ -1,10 +1,10 @@
 """Write the tables of docs/contracts.md from the contracts and from what a check of a real pair reported.
 
     python -m aprjax check --model A.apr --ref B.gguf --json check.json
-    python benchmarks/contracts_table.py check.json
+    python benchmarks/contracts_table.py check.json …
 
-Between the document's two marks everything is made: a row for each test of each contract. Without a report, the results
-that stand there are kept.
+Between the document's two marks everything is made: a row for each test of each contract. Several reports are taken
+together; what none of them has keeps the result that stands there.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def with_tables(text: str, results: dict[str, str]) -> str:
 
 def main(arguments: list[str]) -> int:
     text = DOCUMENT.read_text(encoding="utf-8")
-    results = results_of(json.loads(Path(arguments[0]).read_text(encoding="utf-8"))) if arguments else results_in(text)
+    results = results_in(text)
+    for path in arguments:
+        results |= results_of(json.loads(Path(path).read_text(encoding="utf-8")))
     DOCUMENT.write_text(with_tables(text, results), encoding="utf-8")
     return 0
 
