@@ -54,7 +54,8 @@ def workshop(name: str, folder: Path) -> Workshop:
     clean = path
     if name == "1.5b":
         clean = folder / "1.5b.apr"
-        convert(path, clean)
+        if not clean.exists():
+            convert(path, clean)
     return Workshop(name, clean, open_checkpoint(path), folder, REAL_TOKENS)
 
 
@@ -173,12 +174,13 @@ def main() -> int:
     parser.add_argument("--layer", type=int, action="append", help="only these layers")
     parser.add_argument("--few", action="store_true", help="each fault once or twice")
     parser.add_argument("--most", type=int, help="no more cases than these, and then stop")
-    parser.add_argument("--folder", type=Path, help="for faulty copies; a temporary one by default")
+    parser.add_argument("--folder", type=Path, help="for models and faulty copies, kept; a temporary one by default")
     options = parser.parse_args()
     enable_compilation_cache()
-    with tempfile.TemporaryDirectory(prefix="aprjax-", dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix="aprjax-") as temporary:
+        folder = options.folder or Path(temporary)
         for name in options.model or MODELS:
-            shop = workshop(name, Path(folder))
+            shop = workshop(name, folder)
             cases = [
                 case
                 for case in all_cases(shop, few=options.few)

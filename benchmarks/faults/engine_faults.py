@@ -38,7 +38,8 @@ ENGINE_FAULTS: dict[str, EngineFault] = {
         EngineFault("rms-eps", "attn_norm", ("rms-eps",), (1e-5, 2e-6), "rms_norm_eps", True),
         EngineFault("eps-outside", "attn_norm", ("eps-outside",), everywhere=True),
         *_same("layer-norm norm-missing norm-weight-missing", "attn_norm"),
-        EngineFault("norm-plus-one", "attn_norm", ("norm-weight-plus-one",)),
+        # The same numbers as of weights to which one was added.
+        EngineFault("norm-plus-one", "attn_norm", ("norm-weight-plus-one", "weights-shifted")),
         EngineFault("activations-per-32", "qkv_matmul", ("activations-per-32",), everywhere=True),
         # Where all matrices are K-quants, as in the small model, ggml's pairing by weight *is* per 256.
         EngineFault(
