@@ -46,7 +46,12 @@ ENGINE_FAULTS: dict[str, EngineFault] = {
             "activations-per-256", "qkv_matmul", ("activations-per-256", "activations-by-weight"), everywhere=True
         ),
         *_same("activations-float16 activations-bfloat16", "qkv_matmul", everywhere=True),
-        *_same("bias-missing bias-doubled bias-missing-k bias-doubled-v bias-missing-q", "qkv_bias"),
+        # A bias that is added twice is one that was doubled in the file, as far as a trace tells; none is one of zeros.
+        EngineFault("bias-missing", "qkv_bias", ("bias-missing", "weights-zeroed")),
+        EngineFault("bias-doubled", "qkv_bias", ("bias-doubled", "weights-scaled")),
+        EngineFault("bias-missing-k", "qkv_bias", ("bias-missing-k", "weights-zeroed")),
+        EngineFault("bias-missing-q", "qkv_bias", ("bias-missing-q", "weights-zeroed")),
+        EngineFault("bias-doubled-v", "qkv_bias", ("bias-doubled-v", "weights-scaled")),
         EngineFault("rope-theta", _ROPE, ("rope-theta",), (1e4, 5e5, 1.01e6), "rope_theta", True),
         EngineFault("rope-pairing", _ROPE, ("rope-pairing-norm",)),
         EngineFault("position-offset", _ROPE, ("position-offset",), (1.0, 3.0), "offset", True),

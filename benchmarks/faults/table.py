@@ -129,6 +129,7 @@ _WORDS = (
     "  names exactly the layers and stages; of a file that is refused: the refusal names the tensor.",
     "- *Explained*: the first explanation is the planted fault, with its parameters, of every tensor that it touched,",
     "  and no other tensor is accused. Of controls, faults that no hypothesis is about, the right explanation is none.",
+    "  Explanations that no trace can tell apart (a product times a factor, its matrix times it) are both right.",
     "- *Wrong blame*: another place, tensor or cause is named, first or beside the right one.",
     "- Passes are forward passes, seconds wall time, of one case; medians.",
 )
