@@ -271,39 +271,39 @@ def _findings(documents: Sequence[Document]) -> Markup:
 
 def _made(documents: Sequence[Document]) -> Markup:
     """Which program, platform and command made each report, as far as it says."""
-    rows = []
+    found = []
     for document in documents:
-        made, value = document.value.get("made") or {}, document.value
-        engines = {
-            **(value.get("engines") or {}),
-            **(
-                {"trace": value["trace"]["engine"]}
-                if isinstance(value.get("trace"), Mapping) and value["trace"].get("engine")
-                else {}
-            ),
-        }
-        engine = "; ".join(
-            f"{side}: " + ", ".join(f"{k} {v}" for k, v in facts.items())
-            for side, facts in engines.items()
-            if isinstance(facts, Mapping)
-        )
-        took = value.get("seconds")
-        total = sum(took.values()) if isinstance(took, Mapping) else took
-        platform = made.get("platform") or value.get("backend") or ""
+        value = document.value
+        made, took = value.get("made") or {}, value.get("seconds")
         versions = ", ".join(f"{key} {made[key]}" for key in ("aprjax", "python", "jax", "numpy") if made.get(key))
-        rows.append(
-            [
-                document.command,
-                str(value.get("schema")),
-                made.get("command") or value.get("command") or "not recorded",
-                versions or "not recorded",
-                "; ".join(filter(None, (platform, engine))),
-                made.get("date") or value.get("started") or "",
-                seconds(total) if total is not None else "",
-            ]
-        )
-    heads = columns("report", "'schema", "'command", "versions", "platform and engines", "when", "#took")
-    return table(heads, rows, label="How the reports were made")
+        total = sum(took.values()) if isinstance(took, Mapping) else took
+        lines = [
+            ("schema", str(value["schema"])),
+            ("command", str(made.get("command") or value.get("command") or "")),
+            ("versions", versions),
+            ("platform", str(made.get("platform") or value.get("backend") or "")),
+            *_engines(value),
+            ("when", str(made.get("date") or value.get("started") or "")),
+            ("took", "" if total is None else seconds(total)),
+        ]
+        kept = [(name, text) for name, text in lines if text]
+        if not versions:
+            kept.append(("not recorded", "the versions that computed it: made without --report"))
+        found.append({"command": document.command, "lines": kept})
+    return parts.provenance(found)
+
+
+def _engines(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Version, features and options of what ran outside aprjax, by side."""
+    engines = dict(value.get("engines") or {})
+    trace = value.get("trace")
+    if isinstance(trace, Mapping) and trace.get("engine"):
+        engines["trace"] = trace["engine"]
+    return [
+        (f"engine of {side}", ", ".join(f"{key} {what}" for key, what in told.items()))
+        for side, told in engines.items()
+        if isinstance(told, Mapping)
+    ]
 
 
 __all__ = ["Part", "Section", "checked", "fragment", "render_page", "token_texts"]

@@ -23,12 +23,21 @@ def stamped(document: dict[str, Any]) -> dict[str, Any]:
     made = {
         "command": shlex.join(["aprjax", *sys.argv[1:]]) if own else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": f"{platform.system()} {platform.machine()}, {platform.processor() or 'processor not named'}",
+        "platform": f"{platform.system()}, {_device()}",
         "aprjax": __version__,
         "python": platform.python_version(),
         **{name: _version(name) for name in ("jax", "numpy")},
     }
     return {**document, "made": made}
+
+
+def _device() -> str:
+    """What computed; of a command that did without jax (`files`, `tokens`) only the machine's kind."""
+    if "jax" not in sys.modules:
+        return platform.machine()
+    from aprjax.trace.trace import this_platform
+
+    return this_platform()
 
 
 def _version(package: str) -> str | None:

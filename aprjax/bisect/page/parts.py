@@ -226,6 +226,11 @@ def sides(found: Sequence[Mapping[str, str]]) -> Markup:
     return _part("sides", found=found)
 
 
+def provenance(found: Sequence[Mapping[str, Any]]) -> Markup:
+    """What made each report, line by line."""
+    return _part("provenance", found=found)
+
+
 def prompts(found: Sequence[Mapping[str, Any]]) -> Markup:
     """What was fed; long texts are folded."""
     return _part("prompts", found=found)
