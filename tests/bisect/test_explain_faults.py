@@ -97,7 +97,9 @@ def test_clean_traces_are_clean_under_every_arithmetic(file: Checkpoint, name: s
     assert report.identity == ()
 
 
-@pytest.mark.parametrize(("theta", "eps"), [(123456.0, 3.7e-5), (10000.0, 1e-5)])
+@pytest.mark.parametrize(
+    ("theta", "eps"), [(123456.0, 3.7e-5), pytest.param(10000.0, 1e-5, marks=pytest.mark.thorough)]
+)
 def test_theta_and_epsilon_are_fitted_from_one_trace(file: Checkpoint, theta: float, eps: float) -> None:
     report = explained(file, run_with(file, rope_theta=theta, rms_norm_eps=eps))
     assert sorted(ids(report)) == ["rms-eps", "rope-theta"]
@@ -117,6 +119,7 @@ def test_theta_and_epsilon_are_fitted_from_one_trace(file: Checkpoint, theta: fl
         assert "convert the model again" in found.next_step
 
 
+@pytest.mark.thorough
 def test_a_pairing_and_a_base_at_one_node_are_found_as_a_pair(file: Checkpoint) -> None:
     report = explained(file, run_with(file, rope_theta=20000.0, rope_pairing="norm"))
     assert sorted(ids(report)) == ["rope-pairing-norm", "rope-theta"]
@@ -182,7 +185,14 @@ def many(file: Checkpoint) -> dict[str, tuple[dict[str, tuple[str, int]], NodeFa
     }
 
 
-@pytest.mark.parametrize("name", ["everywhere", "here and there", "two at one node"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("everywhere", marks=pytest.mark.thorough),
+        "here and there",
+        pytest.param("two at one node", marks=pytest.mark.thorough),
+    ],
+)
 def test_faults_of_kernels_are_told_apart(file: Checkpoint, name: str) -> None:
     expected, faults = many(file)[name]
     report = explained(file, faulty_trace(file, LLAMA, faults))
@@ -269,6 +279,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.thorough
 def test_gradients_are_those_of_finite_differences(file: Checkpoint) -> None:
     # Without some stages, so that derivatives go on through products.
     trace = sound_trace(file, PRESETS["float64"])
@@ -311,6 +322,7 @@ def test_the_command(
     assert "--prompt" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_runs_here_is_explained_by_another(
     file: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,8 +62,9 @@ def explain_side(
             checkpoint,
             _arithmetics(arithmetic, trace),
             max_faults=max_faults,
-            # A checkpoint that runs here is another file than the one that should have run: that is the question.
-            force_file=force_file or opened.kind == "checkpoint",
+            # A checkpoint that runs here is another file than the one that should have run: that is the question. Of a
+            # folder that says nothing of its file, who names the file vouches for it.
+            force_file=force_file or opened.kind == "checkpoint" or not trace.info.sha256,
             folder=folder,
             progress=progress,
         )
@@ -85,8 +86,17 @@ def _arithmetics(name: str | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
     own = arithmetic_of(trace) if name is None else None
     if own is not None:
         return (own,)
-    # The exact presets differ from these in the order of sums alone, which is no fault.
-    return tuple(known for known in PRESETS.values() if not known.exact and known.dtype == "float32")
+    return tuple(_distinct().values())
+
+
+def _distinct() -> dict[tuple[str, str, str], Arithmetic]:
+    """Of presets that differ in rounding alone the first: the order of sums is no fault."""
+    found: dict[tuple[str, str, str], Arithmetic] = {}
+    for known in PRESETS.values():
+        if known.dtype == "float32" and not known.exact:
+            quantized = "" if known.matmul == "dequantize" else known.activations
+            found.setdefault((quantized, known.kv_cache, known.attention), known)
+    return found
 
 
 def write_report(report: ExplainReport, folder: Path) -> Path:

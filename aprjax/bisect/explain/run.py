@@ -270,7 +270,8 @@ def _verdict(
     if unexplained:
         first = unexplained[0]
         nearest = next((node.excluded[0] for node in unexplained if node.excluded), None)
-        text = f"{len(unexplained)} nodes stay unexplained, the first {place(*first.node)}: {first.reason}"
+        count = f"{len(unexplained)} nodes stay" if len(unexplained) > 1 else "one node stays"
+        text = f"{count} unexplained, the first {place(*first.node)}: {first.reason}"
         if nearest is not None:
             text += f" (nearest hypothesis: {nearest.id}, which leaves {nearest.residual:.2g})"
         parts.append(text)
