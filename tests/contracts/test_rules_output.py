@@ -88,3 +88,27 @@ def test_a_short_trace_is_no_failure() -> None:
     assert "12 positions, 64 are needed" in short.reason
     # What is broken on twelve positions is broken.
     assert outcome(bench(12, cosine=0.5), "APRJAX-OUTPUT-001").status is Status.FAIL
+
+
+@pytest.mark.thorough
+@pytest.mark.llama_cpp
+def test_two_backends_on_one_file(llama_library: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny import with_tensor, write_tiny
+
+    from aprjax.checkpoint import open_checkpoint
+    from aprjax.checkpoint.convert import convert
+    from aprjax.contracts.check.bench import Bench
+
+    apr, gguf = write_pair(tmp_path)
+    found = outcome(Bench(str(apr), str(gguf)), "APRJAX-OUTPUT-002")
+    assert found.status is Status.PASS
+    assert found.measured["positions"] == 96
+    # llama.cpp runs another model than XLA: a layer's down projection is not the same.
+    name = "model.layers.1.mlp.down_proj.weight"
+    model = open_checkpoint(apr)
+    other = write_tiny(tmp_path / "other.apr", with_tensor(model, name, model.tensors[name].decode()[::-1]))
+    convert(other.path, tmp_path / "other.gguf", keep_blocks=True)
+    bench = Bench(str(apr), str(gguf))
+    right = bench._llama_cpp
+    monkeypatch.setattr(bench, "_llama_cpp", lambda file, *more: right(open_checkpoint(tmp_path / "other.gguf"), *more))
+    assert outcome(bench, "APRJAX-OUTPUT-002").status is Status.FAIL
