@@ -361,21 +361,38 @@ def test_any_selection_of_rows_is_read(file: Checkpoint, sound: MemoryTrace, row
     assert distance < 0.1
 
 
-def test_replay_and_trace_say_it_before_any_number(
-    file: Checkpoint, sound: MemoryTrace, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def told(file: Checkpoint, sound: MemoryTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder with both mistakes of the story, and what the command line says of it."""
     monkeypatch.setenv("APRJAX_COMPILATION_CACHE", "off")
     changes = {(1, Stage.QKV_BIAS): sound[1, Stage.QKV_MATMUL], (0, Stage.FFN_SWIGL): sound[0, Stage.FFN_SWIGL][-1:]}
     folder = str(upstream_folder(tmp_path / "aprt", dict(sound.values) | changes))
-    told = ["--file", str(file.path), "--tokens", ",".join(map(str, TOKENS))]
-    main(["replay", folder, *told, "--force-file", "--arithmetic", "llama.cpp"])
-    shown = " ".join(capsys.readouterr().out.split())
+    return [folder, "--file", str(file.path), "--tokens", ",".join(map(str, TOKENS))]
+
+
+def shown(capsys: pytest.CaptureFixture) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_trace_says_what_a_folder_is(told: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(["trace", *told]) == 0
+    text = shown(capsys)
+    assert "position 10 alone" in text
+    assert "qkv_bias of layer 1 is not what the name says" in text
+
+
+@pytest.mark.thorough
+def test_replay_and_layers_say_it_before_any_number(
+    file: Checkpoint, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    main(["replay", *told, "--force-file", "--arithmetic", "llama.cpp"])
+    text = shown(capsys)
     for words in ("(trace-capture-point)", "(trace-token-selection)"):
-        assert shown.index(words) < shown.index("worst row")
-    target = str(tmp_path / "vouched.safetensors")
-    assert main(["trace", folder, *told, "--save", target]) == 0
-    assert "position 10 alone" in " ".join(capsys.readouterr().out.split())
+        assert text.index(words) < text.index("worst row")
     # What was vouched for on a command line is looked at by `layers`, too.
+    target = str(tmp_path / "vouched.safetensors")
+    assert main(["trace", *told, "--save", target]) == 0
+    capsys.readouterr()
     main(["layers", "--model", target, "--ref", str(file.path), "--arithmetic", "llama.cpp"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert shown.index("trace-capture-point") < shown.index("rel")
+    text = shown(capsys)
+    assert text.index("trace-capture-point") < text.index("rel")
