@@ -53,7 +53,7 @@ def row(test: FalsificationTest, results: dict[str, str]) -> str:
     if test.not_applicable:
         result = cell(f"not about two sides: {test.na_reason} ({test.na_owner})")
     else:
-        result = results.get(test.id, "not run yet")
+        result = results.get(test.id, "**unmeasured**: not run on the real pair")
     return f"| `{test.id}` | {cell(test.rule)} | {bound} | {bounds} | {result} |\n"
 
 
