@@ -29,7 +29,7 @@ EVIDENCE = f"evidence/{CONTRACT_ID}-2026-11-20"
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """A source without changes, whatever is being worked on."""
-    monkeypatch.setattr("aprjax.contracts.evidence.facts.source_commit", lambda: ("0123456789" * 4, False))
+    monkeypatch.setattr("aprjax.contracts.facts.source_commit", lambda: ("0123456789" * 4, False))
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_evidence_that_proves_nothing_to_others_moves_nothing(path: Path, monkey
 
     refused("with itself by one arithmetic", model=ref)
     refused("neither side is a file that others can get", ref=replace(ref, path="b.gguf", sha256="cd" * 32))
-    monkeypatch.setattr("aprjax.contracts.evidence.facts.source_commit", lambda: ("0123456789" * 4, True))
+    monkeypatch.setattr("aprjax.contracts.facts.source_commit", lambda: ("0123456789" * 4, True))
     refused("changed since its commit")
 
 
@@ -258,7 +258,7 @@ def test_a_checks_own_evidence_is_accepted(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_package_imports_without_jax() -> None:
     code = (
-        "import sys, aprjax.contracts.evidence.command, aprjax.contracts.upstream, aprjax.contracts.evidence.discharge"
+        "import sys, aprjax.contracts.upstream, aprjax.contracts.evidence.command, aprjax.contracts.evidence.discharge"
     )
     code += "; assert not {'jax', 'flax', 'torch', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.evidence import validate_folder, write_evidence
-from aprjax.contracts.evidence.facts import names_a_place, without_places
 from aprjax.contracts.evidence.log import LogError, log_text, parse_log
 from aprjax.contracts.evidence.manifest import MANIFEST, seal
-from aprjax.contracts.evidence.reading import MOST_BYTES, Unreadable
 from aprjax.contracts.evidence.validate import validate_folders
+from aprjax.contracts.facts import names_a_place, without_places
+from aprjax.contracts.reading import MOST_BYTES, Unreadable
 from aprjax.contracts.types import Status
 
 FIRST = "tiny-parity-v1/falsify-tiny-001/discharge-evidence-v1.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.evidence.findings import Contradiction, EvidenceReport
 from aprjax.contracts.evidence.manifest import seal
-from aprjax.contracts.evidence.reading import Unreadable
 from aprjax.contracts.evidence.validate import examine_files, unsealed_names, validate_folder, validate_folders
+from aprjax.contracts.reading import Unreadable
 
 
 def examine(folders: Sequence[Path]) -> list[EvidenceReport]:

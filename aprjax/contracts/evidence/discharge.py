@@ -19,8 +19,8 @@ from aprjax.contracts.evidence.findings import EvidenceReport
 from aprjax.contracts.evidence.foreign_rules import known_models
 from aprjax.contracts.evidence.lifecycle import CONTRACT_LADDER, TEST_LADDER, contract_target, status_of
 from aprjax.contracts.evidence.manifest import digest
-from aprjax.contracts.evidence.reading import Unreadable, read_document, read_text
 from aprjax.contracts.evidence.yaml_edit import EditError, YamlText
+from aprjax.contracts.reading import Unreadable, read_document, read_text
 from aprjax.contracts.types import Contract, FalsificationTest, Status
 
 SCHEMA = "aprjax.discharge/1"

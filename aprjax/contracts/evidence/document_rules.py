@@ -12,7 +12,7 @@ from aprjax.contracts.evidence.documents import LOG, RAW, bound_checks
 from aprjax.contracts.evidence.findings import Contradiction
 from aprjax.contracts.evidence.lifecycle import TEST_LADDER, TEST_STATUSES
 from aprjax.contracts.evidence.log import LoggedCheck, LoggedTest
-from aprjax.contracts.evidence.reading import Unreadable, expect
+from aprjax.contracts.reading import Unreadable, expect
 from aprjax.contracts.types import Status
 
 _WORDS = {"pass": "Pass", "fail": "Fail", "unmeasured": "Unmeasured"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aprjax.contracts.evidence.findings import Contradiction
-from aprjax.contracts.evidence.reading import Unreadable, read_text
+from aprjax.contracts.reading import Unreadable, read_text
 
 
 @cache

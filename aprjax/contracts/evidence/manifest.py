@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from aprjax.checkpoint.atomic import atomic_file
 from aprjax.contracts.evidence.findings import Contradiction, dump
-from aprjax.contracts.evidence.reading import MOST_BYTES, Unreadable, expect, read_bytes, read_document
+from aprjax.contracts.reading import MOST_BYTES, Unreadable, expect, read_bytes, read_document
 
 MANIFEST = "MANIFEST.json"
 SCHEMA = "aprjax.evidence-manifest/1"

@@ -1,8 +1,8 @@
-"""Parity receipts of a check: `apr-parity-receipt/v2` for every raw report of logits, made from that report's text.
+"""What a check says in upstream's words: a parity receipt for every raw report of logits, and the gates of `apr qa`.
 
-`check` keeps the reports of `margins` that its rules rest on (`aprjax.margins/1`). A receipt is made of one of these
-and the bound that a test of the check put on its least cosine. What `margins` does not keep is null in the rows, and
-listed.
+`check` keeps the reports of `margins` that its rules rest on (`aprjax.margins/1`). A receipt (`apr-parity-receipt/v2`)
+is made of one of these and the bound that a test of the check put on its least cosine. What `margins` does not keep is
+null in the rows, and listed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aprjax.contracts.evidence.reading import Unreadable, parse_document
-from aprjax.contracts.types import Threshold
+from aprjax.contracts.reading import Unreadable, parse_document
+from aprjax.contracts.types import Status, TestOutcome, Threshold
+from aprjax.contracts.upstream.qa import OUR_GATES, Gate, gates_of, qa_report
 from aprjax.contracts.upstream.receipt import PERFECT, TOLERANCE, receipt, row_verdict
 
 MARGINS = "aprjax.margins/1"
+# Upstream's name for the output of `apr qa --json` (its evidence of SHIP-006).
+QA_OUTPUT = "apr-qa-output.json"
 FOLDER = "receipts"
 # The measure that the contracts of output parity bound.
 _MEASURE = "least_cosine"
@@ -136,3 +139,23 @@ def _comparator(ref: Mapping[str, Any], versions: Mapping[str, Any]) -> tuple[di
         return {"kind": "transformers", "comparator_sha": f"transformers {version}"}, []
     reason = "Both sides are computed by aprjax: two files or two arithmetics, and no other engine"
     return {"kind": "self", "reason": f"{reason} ({ref['arithmetic']})."}, ["ORACLE ARM: not measured; see comparator"]
+
+
+def qa_gates(raw: Mapping[str, Any]) -> dict[str, Gate] | None:
+    """Upstream's gates from a raw report; None where none of their tests was checked."""
+    ids = {test_id for wanted in OUR_GATES.values() for test_id in wanted}
+    outcomes = [
+        TestOutcome(o["contract_id"], o["test_id"], Status(o["status"]), o["reason"], seconds=o["seconds"])
+        for o in raw["outcomes"]
+        if o["test_id"] in ids
+    ]
+    return gates_of(outcomes) if outcomes else None
+
+
+def qa_document(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report of `apr qa` that a check makes up; None where no gate's test was checked."""
+    gates = qa_gates(raw)
+    if gates is None:
+        return None
+    model = raw["sides"].get("model", {}).get("path", "")
+    return qa_report(model.replace("\\", "/").rpartition("/")[2], gates).to_json()

@@ -12,10 +12,11 @@ from aprjax.contracts.evidence.documents import DOCUMENT, LOG, RAW, bound_checks
 from aprjax.contracts.evidence.findings import Contradiction
 from aprjax.contracts.evidence.foreign_rules import known_models
 from aprjax.contracts.evidence.log import LogError, LoggedCheck, parse_log
-from aprjax.contracts.evidence.reading import Unreadable, expect, read_text
 from aprjax.contracts.evidence.receipts import FOLDER as RECEIPTS
-from aprjax.contracts.evidence.receipts import receipt_name, rows_of_margins
+from aprjax.contracts.evidence.receipts import QA_OUTPUT, qa_gates, receipt_name, rows_of_margins
+from aprjax.contracts.reading import Unreadable, expect, read_text
 from aprjax.contracts.types import SCHEMA, Status
+from aprjax.contracts.upstream.qa import parse_qa_report
 
 _STATUSES = frozenset(map(str, Status))
 _COUNTED = {"passed": Status.PASS, "failed": Status.FAIL, "unmeasured": Status.UNMEASURED}
@@ -43,7 +44,7 @@ def judge_check(
     raw = documents[RAW]
     try:
         _shape(raw)
-        wrong += [*_against_log(raw, log), *_verdicts(raw), *_times(log), *_sides(raw, log)]
+        wrong += [*_against_log(raw, log), *_verdicts(raw), *_times(log), *_sides(raw, log), *_gates(documents, raw)]
     except (Unreadable, TypeError, KeyError) as error:
         return {}, [*wrong, Contradiction("wrong-type", RAW, str(error))]
     wrong += _documents(folder, names, documents, log, raw)
@@ -226,3 +227,24 @@ def _receipts(names: Sequence[str], documents: Mapping[str, Any]) -> Iterator[Co
             yield Contradiction("raw-missing", name, "no raw report of logits lies behind it")
         elif documents[name].get("raw", {}).get("metrics") != rows:
             yield Contradiction("fact-mismatch", name, f"its rows are not those of {source}")
+
+
+def _gates(documents: Mapping[str, Any], raw: dict[str, Any]) -> Iterator[Contradiction]:
+    """The gates of `apr qa`, made again from the raw report, are those of its document."""
+    try:
+        gates = qa_gates(raw)
+    except ValueError:
+        return  # an unknown status, which is said elsewhere
+    told = documents.get(QA_OUTPUT)
+    if (told is None) != (gates is None):
+        yield Contradiction("file-missing", QA_OUTPUT, "gates without their tests, or tests without their gates")
+    elif gates is not None:
+        told_gates = {gate.name: gate for gate in parse_qa_report(told).gates}
+        for name, gate in gates.items():
+            found = told_gates.get(name)
+            if found is None or found.to_apr() != gate.to_apr():
+                message = f"{name} is not what its tests came to: {gate.state}, {gate.message!r:.100}"
+                yield Contradiction("verdict-contradicts", QA_OUTPUT, message)
+        for name in sorted(set(told_gates) - set(gates)):
+            if told_gates[name].state is not Status.UNMEASURED:
+                yield Contradiction("unmeasured-as-passed", QA_OUTPUT, f"{name} was not run, and is not called skipped")

@@ -13,7 +13,7 @@ from typing import Any
 
 from aprjax.contracts.evidence.findings import Contradiction
 from aprjax.contracts.evidence.lifecycle import TEST_STATUSES
-from aprjax.contracts.evidence.reading import Unreadable, expect, read_document, read_text
+from aprjax.contracts.reading import Unreadable, expect, read_document, read_text
 
 _PATHS = ("raw_run_output", "raw_qa_output", "model_completion", "ast_parse_result", "raw_diff_json")
 # Names of error codes: capitals with two underscores or more. What no tool has printed was typed from memory.

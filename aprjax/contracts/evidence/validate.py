@@ -12,12 +12,12 @@ from pathlib import Path
 
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.evidence.documents import DOCUMENT, LOG, RAW
-from aprjax.contracts.evidence.facts import names_a_place
 from aprjax.contracts.evidence.findings import Contradiction, EvidenceReport
 from aprjax.contracts.evidence.foreign_rules import judge_file, known_models
 from aprjax.contracts.evidence.manifest import MANIFEST, check_manifest
-from aprjax.contracts.evidence.reading import Unreadable, read_document, read_text
 from aprjax.contracts.evidence.rules import judge_check
+from aprjax.contracts.facts import names_a_place
+from aprjax.contracts.reading import Unreadable, read_document, read_text
 
 
 def validate_folder(folder: str | Path) -> EvidenceReport:

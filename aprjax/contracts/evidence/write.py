@@ -10,12 +10,12 @@ from typing import Any
 from aprjax.checkpoint.atomic import atomic_file, atomic_folder
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.evidence.documents import DOCUMENT, LOG, RAW, discharge_document, folder_of
-from aprjax.contracts.evidence.facts import host_facts, version_facts, without_places
 from aprjax.contracts.evidence.findings import dump
 from aprjax.contracts.evidence.log import LogError, log_text, parse_log
 from aprjax.contracts.evidence.manifest import seal
-from aprjax.contracts.evidence.reading import Unreadable, parse_document
-from aprjax.contracts.evidence.receipts import receipts
+from aprjax.contracts.evidence.receipts import QA_OUTPUT, qa_document, receipts
+from aprjax.contracts.facts import host_facts, version_facts, without_places
+from aprjax.contracts.reading import Unreadable, parse_document
 from aprjax.contracts.types import CheckReport
 
 # Beyond this many evidence folders of one contract on one day, something writes them in a loop.
@@ -79,6 +79,9 @@ def _files(report: CheckReport, folder: str) -> dict[str, bytes]:
     raw_files = {name: files[f"raw/{name}"].decode("utf-8") for name in report.artifacts}
     for name, document in receipts(raw, raw_files, folder=folder, host=host, versions=versions).items():
         files[name] = dump(document)
+    gates = qa_document(raw)
+    if gates is not None:
+        files[QA_OUTPUT] = dump(gates)
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     tests = {(c.id, test.id): (c, test) for c in report.contracts for test in c.falsification_tests}
     for logged in log.tests:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aprjax.checkpoint.types import CheckpointError
-from aprjax.contracts.evidence.facts import host_facts
-from aprjax.contracts.evidence.reading import Unreadable, expect, read_document
-from aprjax.contracts.types import CheckReport, Status
+from aprjax.contracts.facts import host_facts
+from aprjax.contracts.reading import Unreadable, expect, read_document
+from aprjax.contracts.types import CheckReport, Status, TestOutcome
 from aprjax.trace.serde import serde_pretty
 
 # Upstream's gates, in the order of its reports.
@@ -36,6 +36,13 @@ GATES = (
     "gpu_state_isolation",
     "performance_regression",
 )
+# Which of our contracts' tests measure what a gate of upstream's does.
+OUR_GATES: dict[str, tuple[str, ...]] = {
+    "tensor_contract": ("APRJAX-FORMAT-004",),
+    "metadata_plausibility": ("APRJAX-QA-METADATA",),
+    "golden_output": ("APRJAX-GOLDEN-001",),
+    "format_parity": ("APRJAX-QA-FORMAT",),
+}
 _SKIPPED = "Skipped: "
 # Upstream's exit code of a report that did not pass.
 FAILED_EXIT = 5
@@ -264,34 +271,34 @@ def qa_report(
 
 
 def qa_report_of(
-    report: CheckReport, gates: Mapping[str, Iterable[str]], *, min_executed: int | None = None
+    report: CheckReport, gates: Mapping[str, Sequence[str]] = OUR_GATES, *, min_executed: int | None = None
 ) -> QaReport:
-    """A check's outcomes as upstream's gates.
-
-    Args:
-        report: the check.
-        gates: for each gate, the ids of the tests that make it up; a gate fails with any of them, is unmeasured with
-            any that is not measured or was not asked for, and passes otherwise.
-        min_executed: see `QaReport`.
-    """
-    by_id = {outcome.test_id: outcome for outcome in report.outcomes}
-    found = {}
-    for name, ids in gates.items():
-        wanted = list(ids)
-        ran = [by_id[test_id] for test_id in wanted if test_id in by_id]
-        states = [outcome.status for outcome in ran]
-        decisive = next((o for o in ran if o.status is Status.FAIL), None)
-        if decisive is None and (len(ran) < len(wanted) or Status.UNMEASURED in states or not ran):
-            missing = next((o.reason for o in ran if o.status is Status.UNMEASURED), "not among the checked tests")
-            found[name] = Gate(name, Status.UNMEASURED, missing, duration_ms=_milliseconds(ran))
-            continue
-        state = Status.PASS if decisive is None else Status.FAIL
-        message = decisive.reason if decisive is not None else "; ".join(outcome.reason for outcome in ran)
-        passed = float(states.count(Status.PASS))
-        found[name] = Gate(name, state, message, passed, float(len(ran)), _milliseconds(ran))
+    """A check's outcomes as upstream's gates; see `gates_of`."""
     side = report.sides.get("model")
+    found = gates_of(report.outcomes, gates)
     return qa_report(Path(side.path).name if side is not None else "", found, min_executed=min_executed)
 
 
-def _milliseconds(outcomes: Iterable[Any]) -> int:
-    return round(1000 * sum(outcome.seconds for outcome in outcomes))
+def gates_of(outcomes: Iterable[TestOutcome], gates: Mapping[str, Sequence[str]] = OUR_GATES) -> dict[str, Gate]:
+    """Outcomes of tests as gates.
+
+    Args:
+        outcomes: what became of tests.
+        gates: for each gate, the ids of the tests that make it up; a gate fails with any of them, is unmeasured with
+            any that is not measured or was not asked for, and passes otherwise.
+    """
+    by_id = {outcome.test_id: outcome for outcome in outcomes}
+    found = {}
+    for name, wanted in gates.items():
+        ran = [by_id[test_id] for test_id in wanted if test_id in by_id]
+        states = [Status(outcome.status) for outcome in ran]
+        spent = round(1000 * sum(outcome.seconds for outcome in ran))
+        decisive = next((o for o, state in zip(ran, states, strict=True) if state is Status.FAIL), None)
+        if decisive is None and (len(ran) < len(wanted) or Status.UNMEASURED in states or not ran):
+            reasons = (o.reason for o, state in zip(ran, states, strict=True) if state is Status.UNMEASURED)
+            found[name] = Gate(name, Status.UNMEASURED, next(reasons, "not among the checked tests"), duration_ms=spent)
+            continue
+        state = Status.PASS if decisive is None else Status.FAIL
+        message = decisive.reason if decisive is not None else "; ".join(outcome.reason for outcome in ran)
+        found[name] = Gate(name, state, message, float(states.count(Status.PASS)), float(len(ran)), spent)
+    return found

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from aprjax.contracts.evidence.reading import Unreadable, expect
+from aprjax.contracts.reading import Unreadable, expect
 
 SCHEMA = "apr-parity-receipt/v2"
 BACKENDS = ("cpu", "cuda", "wgpu", "metal")
