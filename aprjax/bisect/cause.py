@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aprjax.bisect.confidence import Confidence, Level, by_residual
+from aprjax.bisect.confidence import Confidence, Level
 from aprjax.bisect.files import FilesReport, TensorDifference
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.stages import Stage
@@ -112,30 +112,7 @@ def of_tensor(difference: TensorDifference) -> Accusation:
     return Accusation(
         f"{difference.name} differs: {difference.explanation}",
         difference.next_step or "convert the model again from the reference",
-        _proof(difference),
-    )
-
-
-def _proof(difference: TensorDifference) -> Confidence:
-    """What the search for an explanation rests on. That the tensor differs is certain in any case."""
-    if not difference.explanation_id:
-        basis = "every value was compared, and the tensor differs; what happened to it is not known"
-        if difference.excluded:
-            name, residual = difference.excluded[0]
-            basis += f" (the nearest hypothesis, {name}, leaves {residual:.2g})"
-        return Confidence(Level.CERTAIN, basis)
-    if difference.residual is None:  # missing, or not finite: seen, not inferred
-        return Confidence(Level.CERTAIN, "it was seen in the file")
-    if difference.exact:
-        if difference.basis.endswith(", encoded"):
-            where = difference.basis.removesuffix(", encoded")
-            return Confidence(Level.CERTAIN, f"the predicted values, encoded, are the file's bit for bit ({where})")
-        return Confidence(Level.CERTAIN, f"the predicted values are the file's bit for bit ({difference.basis})")
-    return by_residual(
-        difference.residual,
-        difference.tolerance or 0.0,
-        measured_on=difference.basis,
-        next_best=difference.excluded[0] if difference.excluded else None,
+        difference.confidence,
     )
 
 

@@ -82,11 +82,9 @@ def _print_cause(cause: Cause, console: Console) -> None:
     count = f"{len(cause.tensors)} tensor{'s' if len(cause.tensors) > 1 else ''}"
     console.print(f"[bold]{cause.id or 'unexplained'}[/] {count}: {escape(listed)}")
     console.print(f"  {escape(cause.sentence)}")
-    if cause.id and cause.basis:
-        sure = "exact" if cause.residual == 0 else f"leaves at most {_number(cause.residual)}"
-        console.print(f"  [dim]{sure}, measured on {escape(cause.basis)}[/]")
     if cause.next_step:
         console.print(f"  next: {escape(cause.next_step)}")
+    console.print(f"  [dim]{escape(cause.confidence.sentence())}[/]")
 
 
 def _print_findings(report: FilesComparison, console: Console) -> None:

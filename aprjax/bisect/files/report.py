@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from aprjax.bisect.confidence import Confidence, Level, by_residual
 from aprjax.bisect.report import SidedFinding, Verdict
 from aprjax.checkpoint.types import Checkpoint, Finding
 
@@ -83,6 +84,27 @@ class TensorDifference:
     def exact(self) -> bool:
         """Whether the explanation leaves nothing."""
         return self.residual == 0.0
+
+    @property
+    def confidence(self) -> Confidence:
+        """How sure the explanation is, and what it rests on. That the tensor differs is certain in any case."""
+        if not self.explanation_id and self.shapes[0] != self.shapes[1]:
+            return Confidence(Level.CERTAIN, "the shapes were read in the files")
+        if not self.explanation_id:
+            basis = "every value was compared, and the tensor differs; what happened to it is not known"
+            if self.excluded:
+                name, residual = self.excluded[0]
+                basis += f" (the nearest hypothesis, {name}, leaves {residual:.2g})"
+            return Confidence(Level.CERTAIN, basis)
+        if self.residual is None:  # missing, or not finite: seen, not inferred
+            return Confidence(Level.CERTAIN, "it was seen in the file")
+        if self.exact:
+            encoded = self.basis.endswith(", encoded")
+            where = self.basis.removesuffix(", encoded")
+            what = "the predicted values, encoded, are" if encoded else "the predicted values are"
+            return Confidence(Level.CERTAIN, f"{what} the file's bit for bit ({where})")
+        nearest = self.excluded[0] if self.excluded else None
+        return by_residual(self.residual, self.tolerance or 0.0, measured_on=self.basis, next_best=nearest)
 
 
 @dataclass(frozen=True)
@@ -188,6 +210,7 @@ class Cause:
         residual: the largest that it leaves.
         basis: what that was measured on.
         next_step: what to do about it.
+        confidence: how sure it is for the tensor of which it is least sure.
     """
 
     id: str
@@ -196,6 +219,7 @@ class Cause:
     residual: float | None
     basis: str
     next_step: str
+    confidence: Confidence
 
 
 def causes(tensors: Iterable[TensorDifference]) -> tuple[Cause, ...]:
@@ -212,6 +236,7 @@ def causes(tensors: Iterable[TensorDifference]) -> tuple[Cause, ...]:
             max((t.residual for t in group if t.residual is not None), default=None),
             group[0].basis,
             group[0].next_step,
+            max((t.confidence for t in group), key=lambda one: list(Level).index(one.level)),
         )
         for name, group in groups.items()
     ]
@@ -285,7 +310,12 @@ class FilesComparison:
             "decoded": self.files.decoded,
             "causes": [asdict(cause) for cause in self.causes],
             "tensors": [
-                {**asdict(t), "same_values": t.same_values, "exact": t.exact if t.explanation_id else None}
+                {
+                    **asdict(t),
+                    "same_values": t.same_values,
+                    "exact": t.exact if t.explanation_id else None,
+                    "confidence": None if t.same_values else t.confidence.to_json(),
+                }
                 for t in self.files.tensors
             ],
             "findings": [finding.to_json() for finding in self.findings],
