@@ -90,8 +90,8 @@ def test_nothing_is_to_be_explained_in_a_sound_trace(file: Checkpoint, sound: Me
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", PRESETS)
-def test_clean_traces_are_clean_under_every_arithmetic(file: Checkpoint, name: str) -> None:
+@pytest.mark.parametrize("name", ["float32", "llama.cpp-f16", "llama.cpp-flash-exact", "realizar", "q8_1"])
+def test_clean_traces_are_clean_under_every_kind_of_arithmetic(file: Checkpoint, name: str) -> None:
     report = explain(sound_trace(file, PRESETS[name]), file, PRESETS[name])
     assert report.verdict is Verdict.AGREE, report.reason
     assert report.identity == ()
