@@ -300,6 +300,11 @@ def test_what_cannot_be_vouched_for_is_not_sealed(copy: Path) -> None:
     (copy / "link").symlink_to(copy / "check.log")
     with pytest.raises(Unreadable, match="link"):
         seal(copy)
+    (copy / "link").unlink()
+    (copy / ".git").mkdir()
+    (copy / ".git" / "config").write_text("", encoding="ascii")
+    with pytest.raises(Unreadable, match="a repository"):
+        seal(copy)
 
 
 def test_a_renamed_folder_names_files_of_another(written: Path, tmp_path: Path) -> None:

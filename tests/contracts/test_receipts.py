@@ -145,7 +145,12 @@ def test_a_receipt_that_breaks_a_rule(folder: Path, plant: Callable[[dict[str, A
 MARGINS: dict[str, Any] = {
     "schema": "aprjax.margins/1",
     "sides": {
-        "model": {"path": "/srv/somebody/a.apr", "sha256": "ab" * 32, "format": "apr", "arithmetic": "llama.cpp"},
+        "model": {
+            "path": "/srv/somebody/a-q4_k_m.apr",
+            "sha256": "ab" * 32,
+            "format": "apr",
+            "arithmetic": "llama.cpp",
+        },
         "ref": {"path": "b.gguf", "sha256": "cd" * 32, "format": "trace of gguf", "arithmetic": "llama.cpp (live)"},
     },
     "tokens": [
@@ -183,7 +188,8 @@ def test_a_check_of_logits_has_its_receipt(tmp_path: Path) -> None:
     path = folder / "receipts" / "output-pair.parity-receipt-v2.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     assert found["comparator"]["kind"] == "llama_cpp"
-    assert found["cell"]["file"] == "a.apr"
+    assert found["cell"]["file"] == "a-q4_k_m.apr"
+    assert found["cell"]["quant"] == "Q4_K_M"
     assert found["result"]["verdict"] == "PASS"
     assert found["raw"]["metrics"][1]["sigma_level"] == 16
     assert found["raw"]["metrics"][0]["verdict"] == "WarnArgmax"

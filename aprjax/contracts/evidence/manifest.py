@@ -61,6 +61,8 @@ def seal(folder: Path) -> int:
     for name, path in files_in(folder):
         if name == MANIFEST:
             continue
+        if len(entries) >= _MOST_FILES or name.startswith(".git/"):
+            raise Unreadable(f"{folder} is no evidence folder: a repository, or more than {_MOST_FILES} files")
         problem = _unsealable(name, path)
         if problem is not None:
             raise Unreadable(f"{name}: {problem}")

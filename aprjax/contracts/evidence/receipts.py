@@ -7,6 +7,7 @@ null in the rows, and listed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,7 +95,7 @@ def receipts(
             rows,
             model=file.rpartition(".")[0] or file,
             file=file,
-            quant=model["format"],
+            quant=_quantization(file),
             sha256=model["sha256"] or None,
             threshold=bound.minimum,
             threshold_source=f"evidence/{folder}/check.json",
@@ -115,6 +116,12 @@ def receipts(
             unmeasured=[_NOT_KEPT, *reason],
         )
     return found
+
+
+def _quantization(file: str) -> str:
+    """What a file's name says of its block types, as upstream's receipts have it."""
+    found = re.search(r"(?:^|[-_.])(i?q\d(?:_[0-9a-z]+)*|b?f16|f32)(?=[-.]|$)", file, re.IGNORECASE)
+    return found[1].upper() if found else "unknown"
 
 
 def _bound(raw: Mapping[str, Any], artifact: str) -> Threshold | None:
