@@ -389,6 +389,9 @@ def test_replay_and_layers_say_it_before_any_number(
     text = shown(capsys)
     for words in ("(trace-capture-point)", "(trace-token-selection)"):
         assert text.index(words) < text.index("worst row")
+    # Tokens that nobody gives are read from the embedding's rows.
+    main(["replay", *told[:3], "--force-file", "--arithmetic", "llama.cpp"])
+    assert f"rows are those of {','.join(map(str, TOKENS))}" in shown(capsys)
     # What was vouched for on a command line is looked at by `layers`, too.
     target = str(tmp_path / "vouched.safetensors")
     assert main(["trace", *told, "--save", target]) == 0

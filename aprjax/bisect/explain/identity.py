@@ -76,7 +76,7 @@ def identify(
     progress("identifying", 0, checkpoint.config.num_layers)
     bad = not_finite(dump, checkpoint)
     findings = [] if bad is None else [bad]
-    recovered = _recover(dump, checkpoint)
+    recovered = recovered_tokens(dump, checkpoint)
     if recovered is not None:
         findings += token_findings(recovered, dump.tokens, checkpoint)
     run = _run_tokens(dump, recovered, checkpoint, arithmetic)
@@ -88,7 +88,7 @@ def identify(
     return (*findings, *_of_values(dump, checkpoint, run, arithmetic, progress))
 
 
-def _recover(dump: Dump, checkpoint: Checkpoint) -> RecoveredTokens | None:
+def recovered_tokens(dump: Dump, checkpoint: Checkpoint) -> RecoveredTokens | None:
     """The tokens that the trace's rows are of; None where they are those claimed, or nothing tells."""
     hidden = checkpoint.config.hidden_size
     keys = set(dump.keys)

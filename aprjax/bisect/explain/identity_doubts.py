@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aprjax.bisect.explain.identity import identify
+from aprjax.bisect.explain.identity import identify, recovered_tokens
+from aprjax.bisect.explain.identity_dump import dump_of, other_model
 from aprjax.bisect.explain.identity_finding import IdentityFinding
 from aprjax.bisect.report import SidedFinding
 from aprjax.checkpoint import open_checkpoint
@@ -35,6 +36,29 @@ def doubts(trace: AnyTrace, checkpoint: Checkpoint | None, side: str) -> tuple[S
     rank = {"error": 0, "warning": 1, "info": 2}
     found = sorted(identify(trace, checkpoint), key=lambda finding: rank[finding.severity])
     return tuple(finding.as_sided(side) for finding in found)
+
+
+def folder_tokens(side: str, checkpoint: Checkpoint) -> tuple[int, ...] | None:
+    """The tokens whose embedding rows an APRT folder holds, where neither sidecar nor provenance says what was fed.
+
+    Args:
+        side: as the command line has it.
+        checkpoint: the file that it is said to be of.
+
+    Returns:
+        None for other sides, and where the rows do not tell.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+    """
+    path = Path(side)
+    if not path.is_dir() or (path / SIDECAR).is_file() or not is_aprt_folder(path):
+        return None
+    dump = dump_of(path, None)
+    if dump.tokens is not None or other_model(dump, checkpoint) is not None:
+        return None
+    recovered = recovered_tokens(dump, checkpoint)
+    return None if recovered is None else recovered.known
 
 
 def folder_doubts(side: str, file: Path | None, tokens: list[int] | None = None) -> tuple[IdentityFinding, ...]:

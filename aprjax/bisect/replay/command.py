@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aprjax.bisect.explain.identity_doubts import doubts
+from aprjax.bisect.explain.identity_doubts import doubts, folder_tokens
 from aprjax.bisect.open_sides import live_trace
 from aprjax.bisect.replay.judge import presets_to_try, replay
 from aprjax.bisect.replay.report import NodeReport, NodeVerdict, ReplayReport, place
-from aprjax.bisect.report import Verdict
+from aprjax.bisect.report import SidedFinding, Verdict
 from aprjax.bisect.traced import arithmetic_of
 from aprjax.checkpoint import open_checkpoint
 from aprjax.qwen2.arithmetic import Arithmetic, preset
@@ -50,12 +50,22 @@ def replay_side(
     if prompt_file is not None:
         prompt = read_prompt_file(prompt_file)
     ids = tokens if prompt is None else encode_prompt(checkpoint, prompt, times)
-    opened = open_side(side, config=checkpoint.config, tokens=ids)
+    read = folder_tokens(side, checkpoint) if ids is None else None
+    opened = open_side(side, config=checkpoint.config, tokens=ids if read is None else list(read))
     with ExitStack() as stack:
         trace = live_trace(opened, ids, stack)
-        doubted = doubts(trace, checkpoint, "trace")
+        doubted = (*_told(read), *doubts(trace, checkpoint, "trace"))
         found = replay(trace, checkpoint, _arithmetics(arithmetic, trace), force_file=force_file, progress=progress)
         return replace(found, findings=(*doubted, *found.findings))
+
+
+def _told(read: tuple[int, ...] | None) -> tuple[SidedFinding, ...]:
+    if read is None:
+        return ()
+    text = (
+        f"the folder says no tokens; its embedding's rows are those of {','.join(map(str, read))}, so these are taken"
+    )
+    return (SidedFinding("trace-tokens-recovered", "info", text, side="trace"),)
 
 
 def _arithmetics(name: str | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
