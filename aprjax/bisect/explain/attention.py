@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from aprjax.bisect.explain.evidence import Evidence
 from aprjax.bisect.explain.fit import FitSpec
 from aprjax.bisect.explain.hypothesis import Candidate, Hypothesis, Node, Parameter
 from aprjax.bisect.explain.proposals import Number, choice, fitted, kernel_step, misfit, shown, with_error
-from aprjax.bisect.explain.variant import Variant
+from aprjax.bisect.explain.variant import Rounding, Variant
 from aprjax.qwen2.stages import Stage
 
 BIAS = (Stage.QKV_BIAS,)
@@ -82,6 +83,18 @@ def _scale(slug: str) -> Hypothesis:
 
     step = kernel_step(SCORES, "its scale")
     return Hypothesis(slug, "computation", frozenset(SCORES), test, step, step)
+
+
+def _cached(kind: Rounding) -> Hypothesis:
+    def test(evidence: Evidence, node: Node) -> Iterator[Candidate]:
+        own = evidence.arithmetic.kv_cache == kind
+        for alone, words in ((False, ""), (True, ", queries and probabilities are not")):
+            if not own or alone:
+                sentence = f"keys and values are kept in {kind}{words}"
+                yield Candidate(sentence, partial(replace, cache=kind, cache_alone=alone))
+
+    step = f"a {kind} cache is an option of the engine: run it with a float32 one, or name its arithmetic"
+    return Hypothesis(f"kv-{kind}", "computation", frozenset(CACHED), test, step, step)
 
 
 def _windows(evidence: Evidence, node: Node) -> Iterator[Candidate]:
@@ -163,17 +176,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         for what, stages in (("key", SCORES), ("value", ATTENTION))
         for slug, words, lag in (("behind", "before", 1), ("ahead", "after", -1))
     ),
-    *(
-        choice(
-            f"kv-{kind}",
-            CACHED,
-            f"keys and values are kept in {kind}",
-            applies=lambda evidence, node, kind=kind: kind != "float16" or evidence.arithmetic.kv_cache != "float16",
-            next_step=f"a {kind} cache is an option of the engine: run it with a float32 one, or name its arithmetic",
-            cache=kind,
-        )
-        for kind in ("float16", "bfloat16", "q8_0")
-    ),
+    *map(_cached, ("float16", "bfloat16", "q8_0")),
     *(
         choice(f"softmax-{kind}", SOFTMAX, f"probabilities are rounded to {kind}", probabilities=kind)
         for kind in ("float16", "bfloat16")

@@ -167,7 +167,7 @@ def scores(q: Any, k: Any, variant: Variant, here: NodeContext) -> Float[Any, "p
     xp, config = here.xp, here.config
     kind = _cache(variant, here)
     # ggml rounds queries where it has a float16 cache; a quantized cache meets quantized queries.
-    q = rounded(q.reshape(q.shape[0], -1, config.head_dim), kind, xp)
+    q = rounded(q.reshape(q.shape[0], -1, config.head_dim), None if variant.cache_alone else kind, xp)
     k = rounded(k.reshape(k.shape[0], -1, config.head_dim), kind, xp)
     k = _lagged(k, variant.key_lag, xp)[:, head_index(variant, config)]
     scale = config.head_dim**-0.5 if variant.score_scale is None else variant.score_scale
@@ -227,7 +227,7 @@ def attend(probabilities: Any, qkv: Any, variant: Variant, here: NodeContext) ->
     v = _lagged(rounded(split_qkv(qkv, config)[2], kind, xp), variant.value_lag, xp)
     v = xp.transpose(v[:, head_index(variant, config)], (1, 0, 2))
     p = xp.transpose(probabilities.reshape(count, -1, count), (1, 0, 2))
-    p = rounded(p, "float16" if kind == "float16" else None, xp)
+    p = rounded(p, "float16" if kind == "float16" and not variant.cache_alone else None, xp)
     return xp.transpose(xp.matmul(p, v), (1, 0, 2)).reshape(count, -1)
 
 

@@ -2,8 +2,8 @@
 
 The first node without an explanation is looked at: every hypothesis that changes something on the way to it proposes,
 and the proposals that leave no more than rounding are held to every other node that they touch. The one that explains
-most, and breaks none, is accepted; of equals the simplest. The search goes on with what is left, as if the fault had
-been repaired. Where no hypothesis explains a node alone, pairs of them are tried on it.
+most is accepted; of equals one that breaks no sound node, and of those the simplest. The search goes on with what is
+left, as if the fault had been repaired. Where no hypothesis explains a node alone, pairs of them are tried on it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _WORTH_GOING_ON = 0.7
 _NEARLY_ALL = 0.05
 # Nodes of one stage that are looked at in vain before the others are taken to be like them.
 _VAIN = 2
+
+# With as many free numbers as there are values it explains any vector or row: whatever else explains them goes first.
+_LAST_RESORT = frozenset({"weights-replaced"})
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Search:
         if not reaches:
             return []
         # `min` takes the first of equals: the simplest.
-        best = min(reaches, key=lambda reach: (reach.broken, -len(reach.after)))
+        best = min(reaches, key=_rank)
         best = self._fitted_again(best)
         return [self._as_accepted(best, reaches, tried)]
 
@@ -305,3 +308,7 @@ class Search:
 def applied(scored: Scored) -> Applied:
     """The change of a proposal."""
     return Applied(scored.candidate.change, scored.hypothesis.stages, scored.candidate.scope)
+
+
+def _rank(reach: _Reach) -> tuple[bool, int, bool]:
+    return reach.scored.hypothesis.id in _LAST_RESORT, -len(reach.after), reach.broken

@@ -51,8 +51,8 @@ class Variant:
         window: how many keys a query sees, itself included; None: all before it.
         key_lag: every key is that of so many positions before.
         value_lag: the same of the values.
-        cache: what keys and values (with queries and probabilities, as ggml does) are rounded to; None: the
-            arithmetic's.
+        cache: what keys and values are rounded to; None: the arithmetic's.
+        cache_alone: queries and probabilities are not rounded with them, as ggml does.
         probabilities: what the softmax's result is rounded to; None: nothing.
         softmax: how the exponentials are made probabilities.
         exponential: the exponential of the softmax.
@@ -92,6 +92,7 @@ class Variant:
     key_lag: int = 0
     value_lag: int = 0
     cache: Rounding | None = None
+    cache_alone: bool = False
     probabilities: Rounding | None = None
     softmax: Softmax = "plain"
     exponential: Exponential = "exact"
