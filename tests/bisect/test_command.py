@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -159,7 +160,16 @@ def test_report_folder_holds_page_plot_and_json(pair: tuple[str, str], tmp_path:
     assert "http://" not in page
     assert "https://" not in page
     assert (folder / "layers-prompt.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((folder / "layers.json").read_text())["verdict"] == "divergence"
+    document = json.loads((folder / "layers.json").read_text())
+    assert document["verdict"] == "divergence"
+    assert all(str(token) in document["token_texts"] for token in document["prompt"]["tokens"])
+    stage = document["layers"][3]["stages"]["ffn_gate"]
+    for name, whole in (("local", stage["local_rel_l2"]), ("free", stage["rel_l2"])):
+        logs = np.frombuffer(base64.b64decode(stage["spread"][name]["log2_rel_l2_by_position"]), "<f2")
+        assert len(logs) == len(document["prompt"]["positions"])
+        # The whole is a mean of the positions', weighted by the reference's own size there.
+        assert np.exp2(logs.min().astype(float)) * 0.98 <= whole <= np.exp2(logs.max().astype(float)) * 1.02
+    assert document["layers"][1]["stages"]["attn_norm"]["spread"]["local"] is None
 
 
 def test_saved_traces_hold_every_stage_and_their_provenance(pair: tuple[str, str], tmp_path: Path) -> None:

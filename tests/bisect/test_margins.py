@@ -111,7 +111,7 @@ def test_a_changed_weight_diverges_and_every_row_says_how_far(pair: Pair, logits
     assert by_drift.caught == len(report.flips)
     assert "drift-beyond-noise" in {finding.id for finding in report.findings}
     assert report.top(1)[0].widest_gap == max(row.widest_gap or 0.0 for row in report.flips)
-    assert "<h2>" in report._repr_html_()
+    assert f"{report.verdict}</b>" in report._repr_html_()
 
 
 def test_a_file_agrees_with_itself_and_with_its_trace(pair: Pair, logits: dict[str, np.ndarray]) -> None:

@@ -178,9 +178,6 @@ class AttributeReport:
         return dict(sorted(sums.items()))
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{c.layer}</td><td>{c.stage}</td><td>{c.integrated:+.4g}</td><td>{c.first_order:+.4g}</td></tr>"
-            for c in self.top(10)
-        )
-        head = "<tr><th>layer</th><th>stage</th><th>integrated</th><th>first order</th></tr>"
-        return f"<p>{self.metric} changes by {self.change:+.4g}, gap {self.gap:.2%}</p><table>{head}{rows}</table>"
+        from aprjax.bisect.page import report_fragment
+
+        return report_fragment(self.to_json())

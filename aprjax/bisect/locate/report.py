@@ -211,12 +211,9 @@ class LocateReport:
         return sorted(self.faults, key=lambda fault: -fault.before)[:k]
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from aprjax.bisect.page import report_fragment
 
-        lines = "".join(
-            f"<li><b>{escape(place(fault.layer, fault.stage))}</b>: {escape(fault.cause)}</li>" for fault in self.faults
-        )
-        return f"<p><b>{self.verdict}</b>: {escape(self.reason)}</p><ul>{lines}</ul>"
+        return report_fragment(self.to_json())
 
 
 def _finite(value: float | None) -> float | None:

@@ -113,14 +113,9 @@ class NoiseReport:
         return sorted(self.rows(), key=lambda row: -row["max_rel_l2"])[:k]
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from aprjax.bisect.page import report_fragment
 
-        rows = "".join(
-            f"<tr><td>{escape(c.name)}</td><td>{c.logits_rel_l2:.2e}</td><td>{c.flips} of {c.positions}</td></tr>"
-            for c in self.changes
-            if c.logits_rel_l2 is not None
-        )
-        return f"<table><tr><th>change</th><th>logits' relative L2</th><th>flips</th></tr>{rows}</table>"
+        return report_fragment(self.to_json())
 
 
 def noise_of(

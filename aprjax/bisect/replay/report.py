@@ -192,14 +192,6 @@ class ReplayReport:
         return [node.to_json() for node in ordered[:k]]
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from aprjax.bisect.page import report_fragment
 
-        rows = "".join(
-            f"<tr><td>{escape(place(n.layer, n.stage))}</td><td>{escape(n.reason)}</td></tr>" for n in self.unexplained
-        )
-        counts = ", ".join(f"{count} {name}" for name, count in self.counts().items() if count)
-        return (
-            f"<p><b>{escape(str(self.verdict))}</b>: {escape(self.reason)}<br>{escape(counts)}"
-            f"{'<br>' + escape(self.explanation) if self.explanation else ''}</p>"
-            + (f"<table>{rows}</table>" if rows else "")
-        )
+        return report_fragment(self.to_json())

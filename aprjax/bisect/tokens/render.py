@@ -1,8 +1,7 @@
-"""The `tokens` report for a terminal of 80 columns, and as an HTML fragment for notebooks."""
+"""The `tokens` report for a terminal of 80 columns."""
 
 from __future__ import annotations
 
-from html import escape as escape_html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,18 +121,3 @@ def _print_template(report: TokensComparison, console: Console) -> None:
         if len(lines) > _DIFF_LINES:
             console.print(f"  [dim]… and {len(lines) - _DIFF_LINES} more lines[/]")
     console.print()
-
-
-def html(report: TokensComparison) -> str:
-    """Verdict, findings and the first rows that differ."""
-    listed = "".join(
-        f"<li>{escape_html(f'{f.severity} {f.side}: {f.message}')} <code>{escape_html(f.id)}</code></li>"
-        for f in report.findings
-    )
-    keys = ("prompt", "ref_start", "model_id", "model_text", "ref_id", "ref_text")
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape_html('' if row[key] is None else str(row[key]))}</td>" for key in keys) + "</tr>"
-        for row in report.top(12)
-    )
-    table = f"<table><tr>{''.join(f'<th>{key}</th>' for key in keys)}</tr>{rows}</table>" if rows else ""
-    return f"<h2>{escape_html(str(report.verdict))}</h2><p>{escape_html(report.reason)}</p><ul>{listed}</ul>{table}"

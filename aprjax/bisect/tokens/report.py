@@ -268,6 +268,6 @@ class TokensComparison:
         return [row for row in self.rows() if not row["same"]][:k]
 
     def _repr_html_(self) -> str:
-        from aprjax.bisect.tokens.render import html
+        from aprjax.bisect.page import report_fragment
 
-        return html(self)
+        return report_fragment(self.to_json())
