@@ -220,8 +220,13 @@ def test_lists_that_begin_on_their_keys_line_are_left_alone() -> None:
         YamlText("a:\n- - x: '1'\n").append(("a", 0), {"x": "2"})
 
 
-def test_the_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = evidence(path)
+    with monkeypatch.context() as here:
+        here.chdir(folder)
+        assert main(["evidence", "."]) == 0
+        assert main(["evidence", ".", "--seal"]) == 0
+    capsys.readouterr()
     assert main(["evidence", str(folder), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["folders"][0]["accepted"] is True
     assert main(["evidence", str(folder), "--discharge", str(path)]) == 0

@@ -31,7 +31,7 @@ def sealed(folders: Sequence[Path]) -> list[EvidenceReport]:
     for folder in folders:
         if not folder.is_dir():
             raise CheckpointError("expected an evidence folder, found none", file=folder, fix="check the path")
-        kind, counts, wrong = examine_files(folder, unsealed_names(folder))
+        kind, counts, wrong = examine_files(folder.resolve(), unsealed_names(folder))
         if not wrong:
             try:
                 seal(folder)

@@ -29,8 +29,10 @@ def validate_folder(folder: str | Path) -> EvidenceReport:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError("expected an evidence folder, found none", file=folder, fix="check the path")
-    vouched, wrong = check_manifest(folder)
-    kind, counts, found = examine_files(folder, sorted(vouched))
+    # By its own name, under whatever name it is given (`.`).
+    place = folder.resolve()
+    vouched, wrong = check_manifest(place)
+    kind, counts, found = examine_files(place, sorted(vouched))
     nbytes = sum(entry.nbytes for entry in vouched.values())
     return EvidenceReport(folder, kind, len(vouched), nbytes, counts, tuple(dict.fromkeys([*wrong, *found])))
 
