@@ -34,7 +34,9 @@ _ROPE = "q_post_rope"
 ENGINE_FAULTS: dict[str, EngineFault] = {
     fault.id: fault
     for fault in (
-        EngineFault("embedding-scaled", "embedding", ("scaled-embedding",), (16.0, 1.01), "factor", True),
+        EngineFault(
+            "embedding-scaled", "embedding", ("scaled-embedding", "weights-scaled"), (16.0, 1.01), "factor", True
+        ),
         EngineFault("rms-eps", "attn_norm", ("rms-eps",), (1e-5, 2e-6), "rms_norm_eps", True),
         EngineFault("eps-outside", "attn_norm", ("eps-outside",), everywhere=True),
         *_same("layer-norm norm-missing norm-weight-missing", "attn_norm"),
@@ -43,7 +45,10 @@ ENGINE_FAULTS: dict[str, EngineFault] = {
         EngineFault("activations-per-32", "qkv_matmul", ("activations-per-32",), everywhere=True),
         # Where all matrices are K-quants, as in the small model, ggml's pairing by weight *is* per 256.
         EngineFault(
-            "activations-per-256", "qkv_matmul", ("activations-per-256", "activations-by-weight"), everywhere=True
+            "activations-per-256",
+            "qkv_matmul",
+            ("activations-per-256", "activations-by-weight", "activations-engine"),
+            everywhere=True,
         ),
         *_same("activations-float16 activations-bfloat16", "qkv_matmul", everywhere=True),
         # A bias that is added twice is one that was doubled in the file, as far as a trace tells; none is one of zeros.
