@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from contracts_checked import CONTRACT_ID, YAML, report
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_checkpoint, write_tiny
 
@@ -181,6 +181,7 @@ def test_evidence_elsewhere_is_no_reference(path: Path, tmp_path: Path) -> None:
         discharge(validate_folder(folder), path)
 
 
+@settings(max_examples=50, deadline=None)
 @given(value=st.text(min_size=1, max_size=20))
 def test_an_edit_changes_one_value_or_none(value: str) -> None:
     text = YamlText("# a\nx:\n  y: 'old'  # b\n  z: 1\n# c\n")

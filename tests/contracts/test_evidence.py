@@ -328,6 +328,7 @@ def test_what_may_stay_unmeasured_is_said(tmp_path: Path) -> None:
     assert {"verdict-contradicts", "outcome-mismatch"} <= ids(folder)
 
 
+@settings(max_examples=50, deadline=None)
 @given(reason=st.text(), command=st.text(), seconds=st.floats(0, 1e6))
 def test_a_log_says_what_the_report_says(reason: str, command: str, seconds: float) -> None:
     checked = report(Path("contracts"))

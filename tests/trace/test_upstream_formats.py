@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_aprt import CONFIG, aprt_bytes, upstream_folder
 from tiny import tiny_checkpoint, write_tiny
@@ -59,6 +59,7 @@ def test_a_provenance_comes_back_byte_for_byte() -> None:
     assert not parse_provenance(older).by_heads
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.text())
 def test_any_text_comes_back(text: str) -> None:
     assert parse_provenance(text).text() == text
@@ -148,6 +149,7 @@ def by_a_loop(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(np.float32((squares / len(a)) ** 0.5)), cosine
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300))
 def test_sums_are_a_loops_to_the_last_bit(seed: int, count: int) -> None:
     generator = np.random.default_rng(seed)
@@ -213,6 +215,7 @@ def test_numbers_as_rust_writes_them(value: float, text: str) -> None:
     assert serde_pretty({"é": [value, {}, []]}) == f'{{\n  "é": [\n    {text},\n    {{}},\n    []\n  ]\n}}'
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_comes_back(value: float) -> None:
     assert struct.pack("<d", json.loads(serde_pretty(value))) == struct.pack("<d", value)
