@@ -40,3 +40,7 @@ def test_what_is_quoted_stands_in_the_reports() -> None:
     assert all(Path(side["path"]).name == side["path"] for side in attribute["sides"].values())
     places = [(found["layer"], found["stage"]) for found in attribute["contributions"][:2]]
     assert places == [(26, "ffn_up"), (26, "ffn_gate")]
+    located = REPORTS["locate.json"]
+    assert {(fault["layer"], fault["stage"]) for fault in located["faults"]} == {*places}
+    assert all("activations quantized per 256 (Q8_K)" in fault["cause"] for fault in located["faults"])
+    assert [choice["name"] for choice in located["choices"]] == ["activations"]
