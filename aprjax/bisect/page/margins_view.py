@@ -45,7 +45,8 @@ def margins_blocks(report: Mapping[str, Any]) -> list[Block]:
         for row, said in zip(rows, words, strict=False)
     ]
     where = "in contexts" if fed.get("context") else "prompt and continuation"
-    note = f"What both sides were fed ({where}); each token is marked by what the two say after it."
+    note = f"What both sides were fed ({where}); each token is marked by what the two say after it. "
+    note += "By keyboard: left and right move, up and down go to the next flip."
     blocks.append(Block("Tokens by verdict", strip(shown, label=f"Tokens of {fed['name']} by verdict"), note))
     bands = [
         Band(f"reach of {bound['source']}: {number(bound['reach'], 2)} logits", bound["reach"], bound["reach"], index)

@@ -146,7 +146,8 @@ def _margins(report: Mapping[str, Any], texts: Mapping[int, str]) -> list[Block]
     ]
     flips = [m for m in margins if m["flip"]]
     note = "What both sides were fed; each token is marked by what the two say after it. "
-    note += f"{len(flips)} of {len(margins)} positions flip."
+    note += f"{len(flips)} of {len(margins)} positions flip. "
+    note += "By keyboard: left and right move, up and down go to the next flip."
     blocks = [Block("Tokens by verdict", strip(shown, label="Tokens by verdict"), note)]
     blocks.append(
         Block(
