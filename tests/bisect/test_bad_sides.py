@@ -19,6 +19,12 @@ TOKENS = ("--tokens", ",".join(map(str, IDS)))
 BOTH = ("layers", "locate", "attribute")
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test fills the user's cache of compiled programs."""
+    monkeypatch.setenv("APRJAX_COMPILATION_CACHE", "off")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files and traces that do not go together."""
@@ -80,7 +86,7 @@ def test_a_trace_of_other_tokens(folder: Path, capsys: pytest.CaptureFixture[str
     assert "the trace is of 6 tokens" in text
 
 
-@pytest.mark.parametrize("command", ["locate", "attribute"])
+@pytest.mark.parametrize("command", ["locate", pytest.param("attribute", marks=pytest.mark.thorough)])
 def test_a_trace_without_what_is_needed(folder: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     sides = ("--model", str(folder / "base.apr"), "--ref", str(folder / "lacking.safetensors"))
     code, text = said(capsys, command, *sides)
@@ -92,10 +98,10 @@ def test_a_trace_without_what_is_needed(folder: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("command", "place"),
     [
-        ("layers", "position 2, channel 7"),
+        pytest.param("layers", "position 2, channel 7", marks=pytest.mark.thorough),
         ("locate", "nan in ffn_gate of layer 1, row 2, channel 7"),
         ("attribute", "nan in ffn_gate of layer 1, position 2, channel 7"),
-        ("replay", "position 2, channel 7"),
+        pytest.param("replay", "position 2, channel 7", marks=pytest.mark.thorough),
     ],
 )
 def test_nan_in_a_trace_is_named_with_its_first_position(
