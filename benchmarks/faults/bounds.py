@@ -1,7 +1,6 @@
-r"""Which of upstream's bounds sees which planted fault: evidence, from the fault bench's measurements.
+"""Which of upstream's bounds sees which planted fault: evidence, from the fault bench's measurements.
 
-    python benchmarks/faults/bench.py --out RESULTS.jsonl --model 0.5b --model 1.5b --group file --group computation \
-        --group clean
+    python benchmarks/faults/bench.py --out RESULTS.jsonl --model 0.5b --group file --group computation --group clean
     python benchmarks/faults/bounds.py RESULTS.jsonl --out evidence/fault-bounds-DATE
 
 Writes `result.json` and a README whose every number is made of it.
@@ -135,7 +134,7 @@ def readme(doc: dict[str, Any]) -> str:
         f"one arithmetic; and {len(clean)} pairs of one file under two arithmetics, which are no faults.",
         "",
         f"**(e)** The band sees {len(faults) - len(blind)} of {len(faults)} faults and lets {len(blind)} through;",
-        f"{still} of them leave the ratio of every layer within a per cent of 1. Under two arithmetics a layer's ratio",
+        f"{still} leave the ratio of every layer within a per cent of 1. Under two arithmetics a layer's ratio",
         f"is at most {wide:.2g} % from 1, so a band that narrow raises no alarm here; the table has what it sees.",
         "",
         f"**(f)** A floor of 0.98 on the logits' cosine lets {through[0.98]} of {len(faults)} faults through, 0.99",
@@ -157,7 +156,8 @@ def readme(doc: dict[str, Any]) -> str:
         "",
         "That a bound on a statistic is blind to faults that keep the statistic is no property of a size, and carries",
         "over. The numbers do not: how far a fault of one layer moves the logits hangs on the depth and on the",
-        "residual stream, and how far two arithmetics are apart on the width. Nothing was measured on a 7B model.",
+        "residual stream, and how far two arithmetics are apart on the width. Nothing was measured on a 7B model;",
+        f"all numbers are of {', '.join(models)}.",
         "",
         "## Every fault",
         "",
