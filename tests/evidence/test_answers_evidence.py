@@ -1,0 +1,87 @@
+"""The open questions of the upstream effort: each README is made of the JSON beside it, and the JSON is consistent."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(name: str) -> ModuleType:
+    """A script under benchmarks/, whose page is to be made again."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text(encoding="ascii"))
+
+
+def one_document(module: ModuleType, folder: Path) -> str:
+    return module.readme(result(folder))
+
+
+MADE: list[tuple[str, str, Callable[[ModuleType, Path], str]]] = [
+    ("selection-or-kernel", "selection_or_kernel", one_document),
+    ("pred-61", "pred_61", one_document),
+]
+
+
+def folders(name: str) -> list[Path]:
+    return sorted((ROOT / "evidence").glob(f"{name}-2*"))
+
+
+@pytest.mark.parametrize(("name", "script", "page"), MADE, ids=[name for name, _, _ in MADE])
+def test_the_readme_is_made_of_the_json(name: str, script: str, page: Callable[[ModuleType, Path], str]) -> None:
+    module = load(script)
+    assert folders(name)
+    for folder in folders(name):
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        assert text == page(module, folder)
+        assert f"benchmarks/{script}.py --out evidence/{folder.name}" in text
+        assert "## What carries over to the 7B, and what does not" in text
+        assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_factors_of_the_ratio_multiply_to_the_whole() -> None:
+    module = load("selection_or_kernel")
+    document = result(folders("selection-or-kernel")[-1])
+    assert document["ratios"] == module.ratios(document)
+    for stage, found in document["ratios"].items():
+        assert len(found["both"]) == document["model"]["layers"]
+        for both, selection, arithmetic in zip(
+            found["both"], found["selection alone"], found["arithmetic alone, all tokens"], strict=True
+        ):
+            assert both == pytest.approx(selection * arithmetic, rel=1e-12), stage
+    shares = module.summary(document)
+    assert shares["selection_share"] + shares["arithmetic_share"] == pytest.approx(1)
+    # The verdict of the page: the choice of tokens makes the ratio, the kernel next to nothing of it.
+    assert shares["selection_share"] > 0.9
+    assert abs(math.log(shares["last"])) < math.log(module.BAND[1])
+
+
+def test_both_formats_were_asked_every_prompt_of_both_predictions() -> None:
+    module = load("pred_61")
+    document = result(folders("pred-61")[-1])
+    asked = {(name, wrap) for p in module.PREDICTIONS.values() for name in p["prompts"] for wrap in p["wraps"]}
+    for kind in ("gguf", "apr"):
+        for arithmetic in module.ARITHMETICS:
+            rows = [r for r in document["rows"] if (r["format"], r["arithmetic"]) == (kind, arithmetic)]
+            assert {(row["prompt"], row["wrap"]) for row in rows} == asked
+            assert all(len(row["tokens"]) <= document["budget"] for row in rows)
+    assert len(set(document["files"].values())) == 2
+    assert module.unequal(document) == 0
