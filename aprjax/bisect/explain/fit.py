@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from aprjax.bisect.cause import MATMUL_STAGES
 from aprjax.bisect.explain.evaluation import Applied, Evaluation
 from aprjax.bisect.explain.hypothesis import Node
 from aprjax.bisect.replay.layers import visible_part
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 _SMALLEST_STEP = 1e-9
 # A fault that a fit removes shows within so many steps: the squares that must be gone by then.
 _TRIALS = {1: 0.02, 4: 0.5}
+# A fit that comes so near (in squares) is the right one: what is left are codes of quantized activations that differ.
+_NEAR = 0.05
+# Each trial halves the step or lessens the squares: twenty halvings are six digits.
+_TRIES = 24
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def fit(
     *,
     rows: int | None = None,
     steps: int = 20,
+    settle: bool = False,
 ) -> Fit | None:
     """Fits parameters jointly; None where they make no difference to these nodes.
 
@@ -89,6 +95,7 @@ def fit(
         start: where the search begins.
         rows: only the first positions count; None: all.
         steps: the most that are taken.
+        settle: `start` is already near: where activations are quantized, go on by trial.
     """
     problem = _Problem(evidence, tuple(nodes), tuple(specs), rows)
     at = problem.to_free(start)
@@ -120,8 +127,27 @@ def fit(
             break
         if gained <= 1e-10 * squares or squares > (1 - _TRIALS.get(taken, 0.0)) * first:
             break
+    if len(specs) == 1 and problem.quantized and (settle or squares < _NEAR * first):
+        at, squares = _settled(problem, at, squares, curvature)
     errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(curvature)) * squares, 0.0))
     return Fit(*problem.from_free(at, errors), (first, squares), taken)
+
+
+def _settled(problem: _Problem, at: np.ndarray, least: float, curvature: np.ndarray) -> tuple[np.ndarray, float]:
+    """Goes on by trial where quantized activations make plateaus of the squares, which no gradient leads across."""
+    step = np.sqrt(least / curvature[0, 0])
+    for _ in range(_TRIES):
+        for tried in (at + step, at - step):
+            residuals = problem.residuals(tried)
+            total = float(residuals @ residuals)
+            if total < least:
+                at, least = tried, total
+                break
+        else:
+            step = step / 2
+        if least == 0 or step <= _SMALLEST_STEP * max(1.0, float(np.abs(at[0]))):
+            break
+    return at, least
 
 
 def squares(
@@ -148,6 +174,12 @@ class _Problem:
         self.nodes = nodes
         self._last: tuple[tuple[float, ...], Evaluation] | None = None
         self.norms = {node: self._row_norms(node) for node in nodes}
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the way to a node leads through products that quantize their activations."""
+        stages = {stage for node in self.nodes for _, stage in self.evidence.chain(node)}
+        return self.evidence.arithmetic.matmul != "dequantize" and bool(stages & MATMUL_STAGES)
 
     def to_free(self, values: Sequence[float]) -> Float[np.ndarray, " parameter"]:
         """Coordinates of the search."""

@@ -111,7 +111,8 @@ def fitted(
         found = fit(evidence, (node,), (spec,), (start,), rows=number.rows)
         if found is not None and number.rows is not None:
             found = fit(evidence, (node,), (spec,), found.values)
-        if found is not None:
+        # A number that is the right one, as far as the fit can tell, is no fault.
+        if found is not None and abs(found.values[0] - number.of_file(evidence.config)) > found.errors[0]:
             yield candidate(evidence, found.values[0], found.errors[0])
 
     step = kernel_step(stages)

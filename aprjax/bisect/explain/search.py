@@ -189,19 +189,34 @@ class Search:
         return explained or any(node in one.after for one in self.accepted)
 
     def _fitted_again(self, reach: _Reach) -> _Reach:
-        """The same with its parameter fitted to all nodes that it explains, if it still explains them."""
+        """The same with its parameter fitted to all nodes that it explains, if it still explains them.
+
+        Where activations are quantized on the way, a number that is off in its fourth digit leaves other codes in
+        other layers: the nodes that it touches and does not explain are fitted, too, and it is seen which does better.
+        """
+        explained = list(reach.after)
+        change = applied(reach.scored)
+        others = [
+            node
+            for node in self.left
+            if node not in reach.after and any(change.touches(step) for step in self.evidence.chain(node))
+        ]
+        candidates = [self._with_all(reach, explained) if len(explained) > 1 else reach]
+        if others and not reach.broken:
+            candidates.append(self._with_all(reach, [*explained, *others]))
+        return max(candidates, key=lambda found: len(found.after))
+
+    def _with_all(self, reach: _Reach, nodes: Sequence[Node]) -> _Reach:
         candidate = reach.scored.candidate
-        if candidate.spec is None or candidate.value is None or candidate.rebuild is None or len(reach.after) < 2:
+        if candidate.spec is None or candidate.value is None or candidate.rebuild is None:
             return reach
-        nodes = list(reach.after)
         chosen = [nodes[i] for i in np.unique(np.linspace(0, len(nodes) - 1, _FITTED_NODES).astype(int))]
         spec = replace(candidate.spec, scope=candidate.scope)
-        found = fit(self.evidence, chosen, (spec,), (candidate.value,))
+        found = fit(self.evidence, chosen, (spec,), (candidate.value,), settle=True)
         if found is None:
             return reach
         again = replace(candidate.rebuild(found.values[0], found.errors[0]), scope=candidate.scope)
-        focus = next(iter(reach.after))
-        scored = self.evidence.score(reach.scored.hypothesis, again, focus)
+        scored = self.evidence.score(reach.scored.hypothesis, again, nodes[0])
         after = self._explained_by(applied(scored), self._trial(scored))
         return replace(reach, scored=scored, after=after) if len(after) >= len(reach.after) else reach
 
