@@ -35,9 +35,14 @@ def one_document(module: ModuleType, folder: Path) -> str:
     return module.readme(result(folder))
 
 
+def two_documents(module: ModuleType, folder: Path) -> str:
+    return module.readme(module.found_in(folder), folder.name)
+
+
 MADE: list[tuple[str, str, Callable[[ModuleType, Path], str]]] = [
     ("selection-or-kernel", "selection_or_kernel", one_document),
     ("pred-61", "pred_61", one_document),
+    ("degenerate-text", "degenerate_text", two_documents),
 ]
 
 
@@ -85,3 +90,22 @@ def test_both_formats_were_asked_every_prompt_of_both_predictions() -> None:
             assert all(len(row["tokens"]) <= document["budget"] for row in rows)
     assert len(set(document["files"].values())) == 2
     assert module.unequal(document) == 0
+
+
+def test_every_planted_fault_is_of_a_factor_and_judged_as_the_gate_judges() -> None:
+    from aprjax.text.degenerate import judge_text
+
+    module = load("degenerate_text")
+    documents = module.found_in(folders("degenerate-text")[-1])
+    rows = documents["planted"]["rows"]
+    assert {row["factor"] for row in rows} == {"none", "stop tokens", "double wrapping", "special tokens", "drift"}
+    for row in rows:
+        refused = not judge_text(row["text"], prompt=row["fed"]).passed
+        assert refused == (row["gate"]["rule"] not in (None, "expected")), row["fault"]
+        if row["factor"] == "none":
+            assert row["logits_cosine"] == pytest.approx(1)
+            assert row["state"] == "clean"
+    # The factorial of the sound pair is a measurement of its own.
+    if "factorial" in documents:
+        claims = {claim["id"] for claim in documents["factorial"]["claims"]}
+        assert claims >= {"chatml-path", "special-tokens", "drift", "stop-tokens", "double-wrapping"}
