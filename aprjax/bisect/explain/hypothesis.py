@@ -52,6 +52,7 @@ class Candidate:
         spec: the fitted parameter, if there is one, so that it can be fitted again on all nodes it explains.
         value: its value.
         rebuild: the proposal with another value and its standard error.
+        idle: the value is the right one, as far as the fit can tell: no fault, whatever it leaves.
     """
 
     sentence: str
@@ -62,6 +63,7 @@ class Candidate:
     spec: FitSpec | None = None
     value: float | None = None
     rebuild: Callable[[float, float | None], Candidate] | None = None
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,4 +118,4 @@ class Scored:
     @property
     def explains(self) -> bool:
         """Whether what it leaves is within rounding."""
-        return self.residual <= self.tolerance
+        return self.residual <= self.tolerance and not self.candidate.idle

@@ -111,9 +111,10 @@ def fitted(
         found = fit(evidence, (node,), (spec,), (start,), rows=number.rows)
         if found is not None and number.rows is not None:
             found = fit(evidence, (node,), (spec,), found.values)
-        # A number that is the right one, as far as the fit can tell, is no fault.
-        if found is not None and abs(found.values[0] - number.of_file(evidence.config)) > found.errors[0]:
-            yield candidate(evidence, found.values[0], found.errors[0])
+        if found is not None:
+            proposed = candidate(evidence, found.values[0], found.errors[0])
+            idle = abs(found.values[0] - number.of_file(evidence.config)) <= found.errors[0]
+            yield replace(proposed, idle=idle)
 
     step = kernel_step(stages)
     return Hypothesis(slug, kind, frozenset(stages), test, next_step or step, step, generalises)

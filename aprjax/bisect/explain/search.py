@@ -286,7 +286,7 @@ class Search:
 
     def _most_of(self, focus: Node, tried: Sequence[Scored]) -> list[Accepted]:
         """One that removes nearly all, where nothing removes all."""
-        best = min(tried, key=lambda s: s.residual, default=None)
+        best = min((s for s in tried if not s.candidate.idle), key=lambda s: s.residual, default=None)
         if best is None or not best.residual <= _NEARLY_ALL * best.before or self._incomplete(focus):
             return []
         nodes = [
