@@ -125,7 +125,7 @@ class Search:
             return []
         # `min` takes the first of equals: the simplest.
         best = min(reaches, key=_rank)
-        best = self._fitted_again(best)
+        best = self._without_worse(self._fitted_again(best))
         return [self._as_accepted(best, reaches, tried)]
 
     def _as_accepted(self, best: _Reach, reaches: Sequence[_Reach], tried: Sequence[Scored]) -> Accepted:
@@ -205,6 +205,20 @@ class Search:
         if others and not reach.broken:
             candidates.append(self._with_all(reach, [*explained, *others]))
         return max(candidates, key=lambda found: len(found.after))
+
+    def _without_worse(self, reach: _Reach) -> _Reach:
+        """Narrowed to what it explains where another unexplained node gets no better by it: that has a fault of its own."""
+        change, trial = applied(reach.scored), self._trial(reach.scored)
+        others = (node for node in self.left if node not in reach.after)
+        if not any(
+            any(change.touches(step) for step in self.evidence.chain(node))
+            and self.evidence.residual(node, trial) >= self.evidence.before(node)
+            for node in others
+        ):
+            return reach
+        steps = {step for node in reach.after for step in self.evidence.chain(node) if change.touches(step)}
+        candidate = replace(reach.scored.candidate, scope=frozenset(steps))
+        return replace(reach, scored=replace(reach.scored, candidate=candidate), broken=True)
 
     def _with_all(self, reach: _Reach, nodes: Sequence[Node]) -> _Reach:
         candidate = reach.scored.candidate
