@@ -43,7 +43,7 @@ def results_in(text: str) -> dict[str, str]:
 
 def cell(text: str) -> str:
     """Text as a table's cell."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("|", "&#124;").replace("<", "&lt;")
 
 
 def row(test: FalsificationTest, results: dict[str, str]) -> str:
