@@ -207,7 +207,7 @@ class Search:
         return max(candidates, key=lambda found: len(found.after))
 
     def _without_worse(self, reach: _Reach) -> _Reach:
-        """Narrowed to what it explains where another unexplained node gets no better by it: that has a fault of its own."""
+        """Narrowed to what it explains where another unexplained node gets no better: that has its own fault."""
         change, trial = applied(reach.scored), self._trial(reach.scored)
         others = (node for node in self.left if node not in reach.after)
         if not any(
