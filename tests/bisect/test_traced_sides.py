@@ -217,4 +217,4 @@ def test_the_command_takes_saved_traces(
         "arithmetic": "llama.cpp",
     }
     assert main(["replay", str(tmp_path / "again.model.safetensors"), "--file", str(file.path)]) == 0
-    assert main([*command, "--tokens", "1,2,3"]) == 4
+    assert main([*command, "--tokens", "1,2,3"]) == 3
