@@ -18,7 +18,7 @@ def options_table(name: str) -> str:
     Raises:
         KeyError: there is no such command.
     """
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined] - typer types it as any command
     rows = ["| option | what it does |", "|---|---|"]
     for parameter in command.params:
         names = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))

@@ -232,7 +232,7 @@ def _adapter(section: str) -> Any:
 
     for known in _DATACLASSES:
         # Where pydantic looks for a dataclass's configuration.
-        known.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+        known.__pydantic_config__ = _STRICT  # type: ignore[attr-defined] - how pydantic takes options for a dataclass
     return TypeAdapter(_SECTIONS[section])
 
 

@@ -16,7 +16,7 @@ PRODUCTS = tuple(stage for stage in Stage if stage in MATMUL_STAGES)
 
 
 # The rest of the trace's own way, by an `Arithmetic`'s choices.
-_OWN = {"dequantize": "as they are"}
+_OWN: dict[str, Activations] = {"dequantize": "as they are"}
 
 
 def _applies(kind: Activations) -> Callable[[Evidence, Node], bool]:
@@ -30,7 +30,7 @@ def _applies(kind: Activations) -> Callable[[Evidence, Node], bool]:
             for tensor in evidence.tensors(step)
         }
         # Where it makes no difference to these weights, it explains nothing.
-        return any(partner_of(kind, *of) != partner_of(own, *of) for of in types)  # type: ignore[arg-type]
+        return any(partner_of(kind, *of) != partner_of(own, *of) for of in types)
 
     return applies
 

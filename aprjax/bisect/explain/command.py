@@ -81,8 +81,8 @@ def _trace(opened: Side, tokens: list[int] | None, arithmetic: str | None, stack
 
 def _arithmetics(name: str | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
     """The asked one; unasked, the trace's own, or all that differ in more than rounding where nothing is known."""
-    if name not in (None, "auto"):
-        return (preset(name),)  # type: ignore[arg-type]
+    if name is not None and name != "auto":
+        return (preset(name),)
     own = arithmetic_of(trace) if name is None else None
     if own is not None:
         return (own,)

@@ -110,8 +110,8 @@ def add_bias(qkv: Any, variant: Variant, here: NodeContext) -> Float[Any, "posit
 def split_qkv(qkv: Any, config: ModelConfig) -> tuple[Any, Any, Any]:
     """q, k and v as `[position, head, channel]`."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    parts = qkv[:, :q], qkv[:, q : q + kv], qkv[:, q + kv :]
-    return tuple(part.reshape(part.shape[0], -1, config.head_dim) for part in parts)  # type: ignore[return-value]
+    by_head = (qkv.shape[0], -1, config.head_dim)
+    return qkv[:, :q].reshape(by_head), qkv[:, q : q + kv].reshape(by_head), qkv[:, q + kv :].reshape(by_head)
 
 
 def rotate(x: Any, which: str, positions: Any, variant: Variant, here: NodeContext) -> Float[Any, "position width"]:

@@ -227,8 +227,11 @@ class ExplainReport:
 
     def top(self, k: int = 10) -> list[dict[str, Any]]:
         """The k rows that explain most nodes, and after them the unexplained ones that differ most."""
-        key = lambda row: (row["fault"] is None, -row["nodes"], -(row["before"] or 0.0))  # noqa: E731
-        return sorted(self.rows(), key=key)[:k]
+
+        def weight(row: dict[str, Any]) -> tuple[bool, int, float]:
+            return row["fault"] is None, -row["nodes"], -(row["before"] or 0.0)
+
+        return sorted(self.rows(), key=weight)[:k]
 
     def _repr_html_(self) -> str:
         from aprjax.bisect.page import report_fragment

@@ -258,9 +258,9 @@ class Search:
         if len(free) == 2 or (free and free[0] is first):
             fixed = [applied(member) for member in members if member.candidate.spec is None]
             with self.evidence.supposing(*fixed):
-                specs = [member.candidate.spec for member in free]
-                starts = [member.candidate.value for member in free]
-                found = fit(self.evidence, (focus,), specs, starts)  # type: ignore[arg-type]
+                specs = [spec for member in free if (spec := member.candidate.spec) is not None]
+                starts = [value for member in free if (value := member.candidate.value) is not None]
+                found = fit(self.evidence, (focus,), specs, starts)
             if found is not None:
                 for member, value, error in zip(free, found.values, found.errors, strict=True):
                     assert member.candidate.rebuild is not None

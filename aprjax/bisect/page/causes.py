@@ -174,7 +174,10 @@ def _runs(runs: list[Mapping[str, Any]], floor: float | None) -> Markup:
     drifts = [run["drift"] for run in runs if run.get("drift")]
     edges = [math.log10(value) for value in (*drifts, *([floor] if floor else []))]
     low, high = (min(edges) - 0.3, max(edges)) if edges else (0.0, 1.0)
-    length = lambda value: 0.0 if not value else max(0.01, (math.log10(value) - low) / ((high - low) or 1.0))  # noqa: E731
+
+    def length(value: float | None) -> float:
+        return 0.0 if not value else max(0.01, (math.log10(value) - low) / ((high - low) or 1.0))
+
     found = []
     for index, run in enumerate(runs, 1):
         into_ref = run["side"] == "ref"

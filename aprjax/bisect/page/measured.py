@@ -132,7 +132,10 @@ def layers_token_verdict(margin: Mapping[str, Any]) -> str:
 
 def _margins(report: Mapping[str, Any], texts: Mapping[int, str]) -> list[Block]:
     tokens, margins = report["prompt"]["tokens"], report["margins"]
-    readable = lambda token: texts.get(token, f"[{token}]")  # noqa: E731
+
+    def readable(token: int) -> str:
+        return texts.get(token, f"[{token}]")
+
     verdicts = [layers_token_verdict(margin) for margin in margins]
     words = [
         f"position {m['position']}, {verdict}: after “{readable(tokens[m['position']])}” the reference says "

@@ -124,7 +124,10 @@ class Bench:
         first, second = (side.checkpoint for side in self.opened)
         if first is None or second is None:
             return None
-        told = lambda done, total: self.progress("comparing the files", done, total)  # noqa: E731
+
+        def told(done: int, total: int) -> None:
+            self.progress("comparing the files", done, total)
+
         return self.once("files", lambda: compare_files(first, second, progress=told))
 
     @cached_property
