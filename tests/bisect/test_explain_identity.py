@@ -383,8 +383,13 @@ def test_trace_says_what_a_folder_is(told: list[str], capsys: pytest.CaptureFixt
 
 @pytest.mark.thorough
 def test_replay_and_layers_say_it_before_any_number(
-    file: Checkpoint, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+    file: Checkpoint,
+    told: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # in a narrow terminal a heading takes two lines
     main(["replay", *told, "--force-file", "--arithmetic", "llama.cpp"])
     text = shown(capsys)
     for words in ("(trace-capture-point)", "(trace-token-selection)"):
