@@ -154,6 +154,8 @@ def markdown(doc: dict[str, Any]) -> str:
         "",
         f"{doc['machine']}; {', '.join(f'{name} {version}' for name, version in doc['versions'].items())}.",
         "Other work ran on the machine, so seconds are upper bounds.",
+        "Cases are appended as they are judged, and not judged again for every later commit: an earlier state of",
+        "`explain` judged some of them.",
         "",
         f"- **Single faults**: {good} of {len(singles)} ({100 * good / max(1, len(singles)):.1f} %) are localised to",
         "  the exact layer and stage and explained by the right hypothesis first.",
