@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aprjax.bisect.metrics import Sums
@@ -24,6 +24,7 @@ def spread_of(*batches: tuple[np.ndarray, np.ndarray]) -> Spread | None:
     return sums.spread()
 
 
+@example(rows=25, width=1, cut=0, seed=0)
 @given(st.integers(1, 40), st.integers(1, 900), st.integers(0, 40), st.integers(0, 2**32))
 def test_positions_and_channels_are_what_their_definitions_say(rows: int, width: int, cut: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -31,13 +32,18 @@ def test_positions_and_channels_are_what_their_definitions_say(rows: int, width:
     model = (ref + 10.0 ** -generator.uniform(0, 6, (rows, 1)) * generator.normal(size=ref.shape)).astype(np.float32)
     batches = [(model[part], ref[part]) for part in (slice(None, cut), slice(cut, None)) if model[part].size]
     found = spread_of(*batches)
-    assert found is not None
     difference = np.square(model.astype(np.float64) - ref)
+    if not difference.any():
+        assert found is None
+        return
+    assert found is not None
     expected = np.sqrt(difference.sum(axis=1) / np.square(ref.astype(np.float64)).sum(axis=1))
-    # Half a step of float16 at a logarithm between -32 and 32 is 2**-7.
-    np.testing.assert_allclose(np.log2(found.positions()), np.log2(expected), atol=2**-7 + 1e-6)
+    # A narrow row may round to its reference: minus infinity on both sides, which are then equal.
+    with np.errstate(divide="ignore"):
+        # Half a step of float16 at a logarithm between -32 and 32 is 2**-7.
+        np.testing.assert_allclose(np.log2(found.positions()), np.log2(expected), atol=2**-7 + 1e-6)
     shares = difference.sum(axis=0) / difference.sum()
-    assert len(found.channels) == min(TOP_CHANNELS, width)
+    assert len(found.channels) == min(TOP_CHANNELS, np.count_nonzero(shares))
     for channel, share in found.channels:
         assert share == pytest.approx(shares[channel])
     assert found.channels[0][1] == pytest.approx(shares.max())
