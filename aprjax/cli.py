@@ -24,6 +24,7 @@ from aprjax import cli_report
 from aprjax import cli_contracts
 from aprjax import cli_evidence
 from aprjax import cli_upstream
+from aprjax import cli_demo
 
 # isort: on
 from aprjax.cli_app import INTERNAL_ERROR, INTERRUPTED, READER_GONE, UNREADABLE, app, main
@@ -45,6 +46,7 @@ COMMANDS = (
     cli_contracts,
     cli_evidence,
     cli_upstream,
+    cli_demo,
 )
 
 __all__ = ["COMMANDS", "INTERNAL_ERROR", "INTERRUPTED", "READER_GONE", "UNREADABLE", "app", "main"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from aprjax.bisect.open_sides import Opened
 from aprjax.bisect.tokens.fed import TokensReport, tokenize_both
 from aprjax.checkpoint.types import CheckpointError
-from aprjax.text.probes import PROBES
+from aprjax.text.probes import PROBES, Probe
 from aprjax.text.prompt import read_prompt_file
 
 
@@ -35,6 +35,7 @@ def asked_prompts(
     prompt_file: Path | None,
     tokens: list[int] | None,
     wrap: str,
+    probes: tuple[Probe, ...] = PROBES,
 ) -> list[TokensReport]:
     """The prompts of a two-sided command; unasked, a recorded trace's own tokens, or the probes.
 
@@ -59,7 +60,7 @@ def asked_prompts(
         return [tokenize_both(model, ref, name="prompt", text=prompt, times=wrap)]
     return [
         tokenize_both(model, ref, name=probe.name, text=probe.text, times=probe.wrap if wrap == "none" else wrap)
-        for probe in PROBES
+        for probe in probes
     ]
 
 

@@ -27,6 +27,7 @@ from aprjax.bisect.traced import Side, Traced
 from aprjax.checkpoint.atomic import atomic_file
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.text.probes import PROBES, Probe
 from aprjax.trace import TraceInfo, TraceWriter
 
 
@@ -45,12 +46,16 @@ def run_layers(
     json_out: str | None = None,
     report: Path | None = None,
     save_trace: Path | None = None,
+    probes: tuple[Probe, ...] = PROBES,
 ) -> int:
-    """Runs `layers` as the command line asks; see `aprjax.cli_layers.layers` for the options. Returns the exit code."""
+    """Runs `layers` as the command line asks; see `aprjax.cli_layers.layers` for the options. Returns the exit code.
+
+    `probes` are run where nothing else is asked for.
+    """
     check_destinations(json_out, report, save_trace)
     enable_compilation_cache()
     sides = open_two(model, ref)
-    prompts = asked_prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
+    prompts = asked_prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap, probes=probes)
     with counted_progress() as progress:
         first, second = (side.checkpoint for side in sides)
         files = None
