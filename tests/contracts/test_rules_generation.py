@@ -68,6 +68,19 @@ def test_sensitivity() -> None:
     assert outcome(broken, SENSITIVITY[0]).status is Status.FAIL
 
 
+def test_indented_python_is_refused_by_the_gate_and_not_degenerate() -> None:
+    # The 1.5B's own answer to `def fibonacci(n):`, in part: twelve spaces are four bytes three times in a row.
+    nested = "\n    else:\n        a, b = 0, 1\n        for _ in range(3, n + 1):\n            a, b = b, a + b\n"
+    found = outcome(bench(answers(), answers(fibonacci=nested)), SENSITIVITY[0])
+    assert found.status is Status.PASS
+    assert (found.measured["degenerate"], found.measured["refused_by_the_gate"]) == (0, 1)
+    assert "refuses the answer to 'fibonacci'" in found.reason
+    assert "white space" in found.reason
+    # White space without end is a loop, whatever the gate's rule is worth.
+    endless = outcome(bench(answers(), answers(fibonacci="\n    if n:" + " " * 200)), SENSITIVITY[0])
+    assert endless.status is Status.FAIL
+
+
 def test_valid_python() -> None:
     name = "FALSIFY-QW2E-SHIP-002"
     assert outcome(bench(answers()), name).status is Status.PASS

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+from aprjax.bisect.chatml.judged import state_of
 from aprjax.contracts.check.answers import BUDGET, Answer
 from aprjax.contracts.check.measurement import Asked, Measurement, measures
 from aprjax.text.degenerate import judge_text
 from aprjax.text.python_completion import check_python, extract_python
+from aprjax.text.repetition import measure_repetition
 
 # Upstream's test of prompt sensitivity stops after 32 tokens (contracts.md 1.3).
 SENSITIVITY_TOKENS = 32
@@ -75,23 +77,39 @@ def _beginnings(asked: Asked, side: str) -> dict[str, str]:
     return chosen
 
 
+def _is_degenerate(answer: Answer) -> bool:
+    """Whether the gate refuses it, or it loops.
+
+    Not where the gate's rule is one with known false positives that the text looks like: twelve spaces are three times
+    the same four bytes, so that upstream's gate refuses Python that is indented three levels deep.
+    """
+    return state_of(judge_text(answer.text), measure_repetition(answer.tokens)) in ("degenerate", "loops")
+
+
 def _sensitivity(asked: Asked, side: str) -> Measurement:
     texts = _beginnings(asked, side)
-    answers = asked.bench.answers(side).values()
-    degenerate = sum(
-        not judge_text(answer.text).passed
-        for answer in answers
+    chosen = [
+        answer
+        for answer in asked.bench.answers(side).values()
         if any(role.startswith("prompt sensitivity") for role in answer.question.prompt.roles)
         and answer.question.wrap == "none"
-    )
+    ]
+    degenerate = [answer for answer in chosen if _is_degenerate(answer)]
+    refused = [answer for answer in chosen if not judge_text(answer.text).passed]
+    told = [f"{SENSITIVITY_TOKENS} tokens of {len(texts)} prompts, {asked.bench.side(side).side.kind}"]
+    for answer in refused:
+        verdict, name = judge_text(answer.text), answer.question.prompt.name
+        why = f", but {verdict.false_positive_risk}" if answer not in degenerate else ""
+        told.append(f"upstream's gate refuses the answer to {name!r}: {verdict.detail}{why}")
     return Measurement(
         {
             "distinct": len(set(texts.values())),
             "p1_differs_from_p2": texts["P1"] != texts["P2"],
-            "degenerate": degenerate,
+            "degenerate": len(degenerate),
+            "refused_by_the_gate": len(refused),
             "prompts": len(texts),
         },
-        f"{SENSITIVITY_TOKENS} tokens of {len(texts)} prompts, {asked.bench.side(side).side.kind}",
+        "; ".join(told),
         artifacts=(f"answers-{side}.json",),
     )
 
@@ -121,8 +139,8 @@ def valid_python(asked: Asked) -> Measurement:
     asked.bench.keep("fib-completion.py", extracted.code)
     asked.bench.keep("ast-parse-result.json", result.to_json())
     artifacts = ("answers-model.json", "fib-completion.py", "ast-parse-result.json")
-    degenerate = judge_text(answer.text)
-    if not result.parses and not answer.ended and degenerate.passed:
+    degenerate = _is_degenerate(answer)
+    if not result.parses and not answer.ended and not degenerate:
         text = f"the budget of {BUDGET} tokens ended the answer before its Python was complete: {result.error}"
         return Measurement(unmeasured=text, artifacts=artifacts)
     return Measurement(
@@ -130,7 +148,7 @@ def valid_python(asked: Asked) -> Measurement:
             "syntax_errors": int(not result.parses),
             "functions": len(result.function_names),
             "ast_nodes": result.ast_node_count,
-            "degenerate": not degenerate.passed,
+            "degenerate": degenerate,
         },
         result.error or f"{extracted.rule.value}: {', '.join(result.function_names) or 'no function'}",
         artifacts=artifacts,
