@@ -30,9 +30,9 @@ LLAMA_OPTIONS_avx2 := -DGGML_NATIVE=OFF
 LLAMA_PARTS := $(foreach part,COMMON TESTS TOOLS EXAMPLES SERVER,-DLLAMA_BUILD_$(part)=OFF)
 
 MODELS := qwen2.5-coder-0.5b qwen2.5-coder-1.5b
-DEMO := out/demo
+FAULT ?= gate-up-swapped
 
-.PHONY: help setup peers models test test-real lint demo docs bench clean
+.PHONY: help setup peers models test test-real lint demo demo-real docs bench clean
 
 help:
 	@echo "setup      .venv with aprjax (editable) and the tools for developing it"
@@ -41,17 +41,28 @@ help:
 	@echo "test       the quick tests"
 	@echo "test-real  the tests on real models and peers, and those that compile for minutes"
 	@echo "lint       ruff and pyright"
-	@echo "demo       plants a fault in a real model and finds it"
+	@echo "demo       plants a fault in the model that aprjax carries, and finds it (FAULT=chatml-row: another)"
+	@echo "demo-real  the same with Qwen2.5-Coder-0.5B, which is fetched"
 	@echo "docs       the documentation, as pages"
 	@echo "bench      the benchmarks"
 	@echo "clean      removes what the targets made here, but not $(CACHE)"
 
+INSTALLED_FROM := pyproject.toml aprjax/front_door.py aprjax/front_door.pth $(CONSTRAINTS)
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "error: $(PYTHON) is older than Python 3.11; likely fix: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(PIP) install --quiet --editable '$(1)' $(addprefix --constraint ,$(CONSTRAINTS))
+endef
+
 setup: $(BIN)/.setup-done
-$(BIN)/.setup-done: pyproject.toml aprjax/front_door.py aprjax/front_door.pth $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "error: $(PYTHON) is older than Python 3.11; likely fix: make setup PYTHON=python3.12" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --editable '.[dev]' $(addprefix --constraint ,$(CONSTRAINTS))
+$(BIN)/.setup-done: $(INSTALLED_FROM)
+	$(call install,.[dev])
+	@touch $@ $(BIN)/.package-done
+
+# Without the tools for developing it: what `demo` needs, in half the time.
+$(BIN)/.package-done: $(INSTALLED_FROM)
+	$(call install,.)
 	@touch $@
 
 peers: $(BIN)/.peers-done
@@ -110,8 +121,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# Exit code 1 is what the demo is for: a divergence is planted and must be found.
-demo: setup
+demo: $(BIN)/.package-done
+	@$(BIN)/python -m bisect demo --fault $(FAULT) --out out/demo
+
+# Exit code 1 is what this is for: a divergence is planted and must be found.
+demo-real: DEMO := out/demo-real
+demo-real: $(BIN)/.package-done
 	@set -e; mkdir -p $(DEMO); \
 	model=$$($(BIN)/python -m aprjax fetch qwen2.5-coder-0.5b); \
 	$(BIN)/python -m aprjax convert "$$model" $(DEMO)/clean.apr --keep-blocks; \
