@@ -1,78 +1,59 @@
-"""README's console blocks are run, and what they show is what comes out.
-
-A block ```console is preceded by `<!-- test: quick -->` or `<!-- test: real -->`. Lines that begin with `$ ` are
-commands, the lines below are their output, and `…` stands for any lines.
-"""
+"""README's examples are run, and what they show is what comes out: see `console_examples` for how they are written."""
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from console_examples import ROOT, Command, Examples, assert_shows, blocks, run_in_shell, written_python
 
-ROOT = Path(__file__).resolve().parent.parent
+from aprjax.assets import embedded_model
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"<!-- test: (quick|real) -->\n```console\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
-def commands(kind: str) -> list[tuple[str, list[str]]]:
-    """Every command of the blocks of a kind, with the lines that README shows below it."""
-    found: list[tuple[str, list[str]]] = []
-    for block_kind, text in BLOCK.findall(README):
-        if block_kind == kind:
-            for line in text.splitlines():
-                if line.startswith("$ "):
-                    found.append((line[2:], []))
-                else:
-                    found[-1][1].append(line)
-    return found
+def commands(kind: str) -> list[Command]:
+    """Every command of the console blocks of a kind."""
+    return [command for block in blocks(README, kind) for command in block.commands]
 
 
-def assert_shows(output: str, shown: list[str]) -> None:
-    pattern = "".join(".*" if line == "…" else re.escape(line.rstrip()) + r"[ ]*\n" for line in shown)
-    assert re.fullmatch(pattern, output, flags=re.DOTALL), f"README shows\n{shown}\nbut it printed\n{output}"
-
-
-def run(command: str, seconds: int) -> str:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    outcome = subprocess.run(
-        command,
-        shell=True,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=seconds,
-    )
-    assert outcome.returncode == 0, outcome.stdout
-    return outcome.stdout
+def check(command: Command, seconds: int) -> None:
+    # In a shell and a process of its own, as a reader runs it.
+    code, output = run_in_shell(command.line, ROOT, seconds=seconds)
+    assert code == 0, output
+    assert_shows(output, command.shown)
 
 
 def test_every_console_block_is_tested() -> None:
-    assert README.count("```console") == len(BLOCK.findall(README))
+    assert README.count("```console") == len(blocks(README, "quick")) + len(blocks(README, "real"))
     assert commands("quick")
     assert commands("real")
 
 
-@pytest.mark.parametrize(("command", "shown"), commands("quick"), ids=[command for command, _ in commands("quick")])
-def test_the_quick_commands(command: str, shown: list[str]) -> None:
-    assert_shows(run(command, 60), shown)
+@pytest.mark.parametrize("command", commands("quick"), ids=lambda command: command.line)
+def test_the_quick_commands(command: Command) -> None:
+    check(command, 60)
 
 
 @pytest.mark.real_model
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("command", "shown"), commands("real"), ids=[command for command, _ in commands("real")])
-def test_the_commands_on_real_models(command: str, shown: list[str]) -> None:
+@pytest.mark.parametrize("command", commands("real"), ids=lambda command: command.line)
+def test_the_commands_on_real_models(command: Command) -> None:
     if not (ROOT / ".venv" / "bin" / ".setup-done").exists():
         message = "`make demo` uses .venv, which is not set up: run `make setup`"
         pytest.fail(message) if os.environ.get("APRJAX_REQUIRE_MODELS") == "1" else pytest.skip(message)
-    assert_shows(run(command, 1200), shown)
+    check(command, 1200)
+
+
+def test_the_python_runs(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").symlink_to(embedded_model())
+    examples = written_python(README)
+    assert examples
+    page = Examples(tmp_path)
+    for example in examples:
+        page.check(example)
 
 
 def test_links_lead_somewhere() -> None:
