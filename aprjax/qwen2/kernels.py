@@ -25,6 +25,7 @@ from aprjax.checkpoint.types import RopePairing
 from aprjax.qwen2 import engine, flash, functional, realizar
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.rounding import added, narrow, wide
+from aprjax.qwen2.sharding import SplitRelaid, split_product
 
 
 def straight_through(kernel: Callable[..., Any], equation: Callable[..., Any]) -> Callable[..., Any]:
@@ -217,12 +218,25 @@ def _exact_float_matmul(
     return straight_through(product, partial(float_matmul, weight.name))(weight, x)
 
 
-def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmetic) -> Float[Array, "position out"]:
-    """`x W^T` as the arithmetic has it. Float weight types have no integer dots in any engine."""
+def matmul(
+    weight: Relaid | SplitRelaid,
+    x: Float[Array, "position in"],
+    arithmetic: Arithmetic,
+    *,
+    rows: int | None = None,
+    gathered: bool = True,
+) -> Float[Array, "position out"]:
+    """`x W^T` as the arithmetic has it. Float weight types have no integer dots in any engine.
+
+    `rows` are the matrix's where `weight` has only some of them: an engine chooses its kernel by it. `gathered` is for
+    a split weight (`split_product`).
+    """
+    if isinstance(weight, SplitRelaid):
+        return split_product(weight, x, partial(_part, arithmetic=arithmetic, rows=weight.rows), gathered=gathered)
     name = weight.name
     partner = activation_block(name, weight.columns, arithmetic)
     kernel = product_kernel(
-        name, rows=weight.rows, tokens=x.shape[0], available=arithmetic.kernels, lanes=arithmetic.lanes
+        name, rows=rows or weight.rows, tokens=x.shape[0], available=arithmetic.kernels, lanes=arithmetic.lanes
     )
     if partner is None:
         if arithmetic.exact and arithmetic.emulates and weight.name in ("F32", "F16") and weight.columns % 32 == 0:
@@ -235,3 +249,8 @@ def matmul(weight: Relaid, x: Float[Array, "position in"], arithmetic: Arithmeti
     if arithmetic.activations == "realizar" and arithmetic.matmul == "integer" and arithmetic.emulates:
         return straight_through(realizar.integer_matmul, partial(float_matmul, name))(weight, x)
     return float_matmul(name, weight, through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)
+
+
+def _part(weight: Relaid, x: Array, arithmetic: Arithmetic, rows: int) -> Array:
+    """One device's rows of a product with `rows` of them."""
+    return matmul(weight, x, arithmetic, rows=rows)

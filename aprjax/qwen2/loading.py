@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aprjax.blocks import block_format
-from aprjax.blocks.relay import relay
+from aprjax.blocks.relay import Relaid, relay
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, EncodedTensor, canonical_tensor_shapes
 from aprjax.qwen2.modules import Attention, DecoderLayer, FeedForward, Linear, PackedWeight, RMSNorm
+from aprjax.qwen2.sharding import SplitRelaid, current_mesh, place, split_relay
 
 ARCHITECTURES = ("qwen2",)
 
@@ -55,14 +55,22 @@ def require_runnable(checkpoint: Checkpoint) -> None:
 
 
 def pack(tensor: EncodedTensor) -> PackedWeight:
-    """The matrix for computing, still encoded; decoded to float32 where its type has no computing layout."""
+    """The matrix for computing, still encoded; decoded to float32 where its type has no computing layout.
+
+    Inside a `use_mesh` its rows are split over those devices.
+    """
     rows, columns = tensor.shape
     blocks = block_format(tensor.block_type)
     if tensor.row_padded or (not blocks.flat and columns % blocks.block_size == 0):
         with contextlib.suppress(ValueError):  # a type without a computing layout: IQ*, integers
-            return PackedWeight(jax.device_put(relay(tensor.block_type, tensor.packed())), (rows, columns))
+            return PackedWeight(_laid_out(tensor.block_type, tensor.packed()), (rows, columns))
     values = np.ascontiguousarray(tensor.decode()).view(np.uint8).reshape(rows, columns, 4)
-    return PackedWeight(jax.device_put(relay("F32", values)), (rows, columns))
+    return PackedWeight(_laid_out("F32", values), (rows, columns))
+
+
+def _laid_out(name: str, packed: np.ndarray) -> Relaid | SplitRelaid:
+    mesh = current_mesh()
+    return jax.device_put(relay(name, packed)) if mesh is None else split_relay(name, packed, mesh)
 
 
 def load_layer(
@@ -79,7 +87,7 @@ def load_layer(
         vector = checkpoint.tensors.get(f"{prefix}{name}.bias") if bias else None
         return Linear(
             (packer or pack)(checkpoint.tensors[f"{prefix}{name}.weight"]),
-            None if vector is None else jnp.asarray(vector.decode()),
+            None if vector is None else place(vector.decode(), current_mesh()),
         )
 
     def norm(name: str) -> RMSNorm:
@@ -101,9 +109,10 @@ def load_layer(
 
 def load_norm(checkpoint: Checkpoint, name: str) -> RMSNorm:
     """A norm with the checkpoint's epsilon."""
-    weight = jnp.asarray(checkpoint.tensors[name].decode())
+    mesh = current_mesh()
+    weight = place(checkpoint.tensors[name].decode(), mesh)
     # The epsilon is an array, not a constant: files that differ in it share one compiled program.
-    return RMSNorm(weight, jnp.asarray(np.float32(checkpoint.config.rms_norm_eps)))
+    return RMSNorm(weight, place(np.float32(checkpoint.config.rms_norm_eps), mesh))
 
 
 def head_tensor(checkpoint: Checkpoint) -> EncodedTensor:

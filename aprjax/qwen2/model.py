@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from aprjax.checkpoint.types import Checkpoint, ModelConfig
@@ -23,6 +24,7 @@ from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
 from aprjax.qwen2.loading import embed, head_tensor, load_layer, load_norm, pack, require_runnable
 from aprjax.qwen2.modules import Context, DecoderLayer, PackedWeight, RMSNorm, multiply
 from aprjax.qwen2.rope import rope_tables
+from aprjax.qwen2.sharding import current_mesh, replicated, use_mesh
 from aprjax.qwen2.stages import OUTSIDE, Stage, Tap
 
 
@@ -50,7 +52,7 @@ def run_layer(
     """One layer: its output, its keys and values, and (if `capture`) every stage as computed."""
     tap = Tap(capture=capture, replace=replacements, perturb=perturbations)
     output, cache = layer(hidden.astype(arithmetic.dtype), context, arithmetic, tap)
-    return output, cache, tap.captured
+    return output, cache, replicated(tap.captured, layer.self_attn.q_proj.weight.mesh)
 
 
 @partial(jax.jit, static_argnames=("arithmetic",))
@@ -151,19 +153,23 @@ class Qwen2:
     Attributes:
         checkpoint: where the weights come from.
         arithmetic: how it computes.
+        mesh: the devices that its weights are split over (`sharding.device_mesh`), or how many of them; by default
+            those of the `sharding.use_mesh` that it is made in, else one device.
     """
 
     checkpoint: Checkpoint
     arithmetic: Arithmetic = PRESETS["float32"]
+    mesh: Mesh | int | None = None
     layers: list[DecoderLayer] = field(init=False, repr=False)
     norm: RMSNorm = field(init=False, repr=False)
     head: PackedWeight = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_runnable(self.checkpoint)
-        self.layers = [load_layer(self.checkpoint, index) for index in range(self.config.num_layers)]
-        self.norm = load_norm(self.checkpoint, "model.norm.weight")
-        self.head = pack(head_tensor(self.checkpoint))
+        with use_mesh(current_mesh() if self.mesh is None else self.mesh) as self.mesh:
+            self.layers = [load_layer(self.checkpoint, index) for index in range(self.config.num_layers)]
+            self.norm = load_norm(self.checkpoint, "model.norm.weight")
+            self.head = pack(head_tensor(self.checkpoint))
 
     @property
     def config(self) -> ModelConfig:

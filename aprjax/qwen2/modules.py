@@ -12,32 +12,39 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from aprjax.blocks.relay import Relaid
 from aprjax.checkpoint.types import RopePairing
 from aprjax.qwen2 import kernels
 from aprjax.qwen2.arithmetic import Arithmetic
+from aprjax.qwen2.sharding import Heads, SplitRelaid
 from aprjax.qwen2.stages import Stage, Tap
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["blocks"], meta_fields=["shape"])
 @dataclass(frozen=True)
 class PackedWeight:
-    """A matrix, still encoded, laid out for computing; `shape` is `(out, in)`."""
+    """A matrix, still encoded, laid out for computing, on one device or over several; `shape` is `(out, in)`."""
 
-    blocks: Relaid
+    blocks: Relaid | SplitRelaid
     shape: tuple[int, int]
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that it is split over."""
+        return self.blocks.mesh if isinstance(self.blocks, SplitRelaid) else None
 
 
 def multiply(
-    weight: PackedWeight, x: Float[Array, "position in"], arithmetic: Arithmetic
+    weight: PackedWeight, x: Float[Array, "position in"], arithmetic: Arithmetic, *, gathered: bool = True
 ) -> Float[Array, "position out"]:
-    """`x W^T` as the arithmetic has it."""
+    """`x W^T` as the arithmetic has it; `gathered` as in `sharding.split_product`."""
     columns = weight.blocks.columns
     if columns != weight.shape[1]:  # rows padded to whole blocks (apr-format.md 4.4): the padding multiplies zeros
         x = jnp.pad(x, ((0, 0), (0, columns - weight.shape[1])))
-    return kernels.matmul(weight.blocks, x, arithmetic)
+    return kernels.matmul(weight.blocks, x, arithmetic, gathered=gathered)
 
 
 class Linear(nnx.Module):
@@ -47,9 +54,11 @@ class Linear(nnx.Module):
         self.weight = nnx.data(weight)
         self.bias = nnx.data(bias)
 
-    def __call__(self, x: Float[Array, "position in"], arithmetic: Arithmetic) -> Float[Array, "position out"]:
+    def __call__(
+        self, x: Float[Array, "position in"], arithmetic: Arithmetic, *, gathered: bool = True
+    ) -> Float[Array, "position out"]:
         """The product alone; the bias is a stage of its own."""
-        return multiply(self.weight, x, arithmetic)
+        return multiply(self.weight, x, arithmetic, gathered=gathered)
 
 
 class RMSNorm(nnx.Module):
@@ -113,13 +122,14 @@ class Attention(nnx.Module):
         if half:
             k, v = _through_half(k), _through_half(v)
         cached = (context.visible, context.keys, context.values, context.start)
+        heads = Heads(self.q_proj.weight.mesh, self.num_heads, self.num_kv_heads)
         if context.sequences is None:
-            attended, k, v = _attend((q, k, v), cached, arithmetic, tap)
+            attended, k, v = _attend((q, k, v), cached, arithmetic, tap, heads)
         else:
             # Only the attention tells sequences apart: everything else is one product for all of them.
             apart = (context.sequences, positions // context.sequences)
             split = (q.reshape(*apart, *q.shape[1:]), k.reshape(*apart, *k.shape[1:]), v.reshape(*apart, *v.shape[1:]))
-            attended, k, v = jax.vmap(partial(_attend, arithmetic=arithmetic, tap=Tap()))(split, cached)
+            attended, k, v = jax.vmap(partial(_attend, arithmetic=arithmetic, tap=Tap(), heads=heads))(split, cached)
             attended = attended.reshape(positions, -1)
         with jax.named_scope(Stage.ATTENTION):
             merged = tap(Stage.ATTENTION, attended)
@@ -135,6 +145,7 @@ def _attend(
     cached: tuple[Array, Array | None, Array | None, Array | int],
     arithmetic: Arithmetic,
     tap: Tap,
+    heads: Heads,
 ) -> tuple[Float[Array, "position width"], Array, Array]:
     """One sequence's attention, heads merged, and its keys and values including the cached ones.
 
@@ -145,18 +156,21 @@ def _attend(
     if keys is not None and values is not None:
         k = jax.lax.dynamic_update_slice_in_dim(keys, k, start, axis=0)
         v = jax.lax.dynamic_update_slice_in_dim(values, v, start, axis=0)
+    k, v = heads.cached(k), heads.cached(v)
     with jax.named_scope(Stage.ATTN_SCORES):
-        scores = kernels.attention_scores(_through_half(q) if half else q, k, arithmetic)
+        scores = heads.scores(
+            partial(kernels.attention_scores, arithmetic=arithmetic), _through_half(q) if half else q, k
+        )
         scores = _by_position(tap, Stage.ATTN_SCORES, scores)
     with jax.named_scope(Stage.ATTN_SOFTMAX):
-        probabilities = kernels.masked_softmax(scores, visible, arithmetic)
+        probabilities = heads.softmax(partial(kernels.masked_softmax, arithmetic=arithmetic), scores, visible)
         probabilities = _by_position(tap, Stage.ATTN_SOFTMAX, probabilities)
     with jax.named_scope(Stage.ATTENTION):
         if arithmetic.flash:
             # One kernel, which has no such scores and probabilities: what passed the tap is for reading.
-            return kernels.flash_attention(q, k, v, visible, arithmetic), k, v
+            return heads.flash(partial(kernels.flash_attention, arithmetic=arithmetic), q, k, v, visible), k, v
         weights = _through_half(probabilities) if half else probabilities
-        return kernels.weighted_values(weights, v, arithmetic), k, v
+        return heads.values(partial(kernels.weighted_values, arithmetic=arithmetic), weights, v), k, v
 
 
 def _through_half(x: Array) -> Array:
@@ -182,9 +196,10 @@ class FeedForward(nnx.Module):
     ) -> Float[Array, "position hidden"]:
         """The block's output, before the residual."""
         with jax.named_scope(Stage.FFN_GATE):
-            gate = tap(Stage.FFN_GATE, self.gate_proj(x, arithmetic))
+            # Over several devices the neurons stay where they were computed until `down` needs all of them.
+            gate = tap(Stage.FFN_GATE, self.gate_proj(x, arithmetic, gathered=False))
         with jax.named_scope(Stage.FFN_UP):
-            up = tap(Stage.FFN_UP, self.up_proj(x, arithmetic))
+            up = tap(Stage.FFN_UP, self.up_proj(x, arithmetic, gathered=False))
         with jax.named_scope(Stage.FFN_SILU):
             activated = tap(Stage.FFN_SILU, kernels.silu(gate, arithmetic))
         with jax.named_scope(Stage.FFN_SWIGL):
