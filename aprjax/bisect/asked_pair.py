@@ -10,10 +10,11 @@ from pathlib import Path
 from aprjax.bisect.asked import asked_prompts, chosen_positions
 from aprjax.bisect.counted import Progress, counted_progress
 from aprjax.bisect.files import FilesReport, compare_files
-from aprjax.bisect.open_sides import Opened, arithmetics, open_two, run_side
+from aprjax.bisect.open_sides import Opened, SideLike, arithmetics, open_two, run_side
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side
 from aprjax.checkpoint.types import UnmeasurableError
+from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.compilation import enable_compilation_cache
 
 
@@ -32,9 +33,9 @@ class Question:
     prompt_file: Path | None = None
     tokens: list[int] | None = None
     wrap: str = "none"
-    arithmetic: str | None = None
-    model_arithmetic: str | None = None
-    ref_arithmetic: str | None = None
+    arithmetic: str | Arithmetic | None = None
+    model_arithmetic: str | Arithmetic | None = None
+    ref_arithmetic: str | Arithmetic | None = None
     positions: str = "last"
 
 
@@ -50,7 +51,7 @@ class AskedPair:
     progress: Progress
 
 
-def open_sides_of(model: str, ref: str) -> tuple[Opened, Opened]:
+def open_sides_of(model: SideLike, ref: SideLike) -> tuple[Opened, Opened]:
     """Opens both sides, with the cache of compiled programs in use.
 
     Raises:

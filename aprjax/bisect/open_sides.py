@@ -1,4 +1,4 @@
-"""From the texts that name two sides to what `layers` compares: files that run here, and traces."""
+"""From what names two sides to what `layers` compares: files that run here, and traces."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from aprjax.bisect.files import FilesReport
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.traced import Side, Traced, arithmetic_of, llama_preset
 from aprjax.checkpoint import open_checkpoint
-from aprjax.checkpoint.types import Checkpoint, CheckpointError
+from aprjax.checkpoint.types import Checkpoint, CheckpointError, ModelConfig
 from aprjax.qwen2.arithmetic import Arithmetic, preset
 from aprjax.trace import AnyTrace, Trace
 from aprjax.trace import sides as trace_sides
+
+# What may be given as a side: a text of `open_side`'s table, a path, or what such a text would have opened.
+SideLike = str | Path | Checkpoint | AnyTrace
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Opened:
     """A side before it has run.
 
     Attributes:
-        side: what the text names.
+        side: what was named or given.
         checkpoint: the file that runs, or that a recorded trace was made from; None where that is not at hand.
     """
 
@@ -40,13 +43,42 @@ class Opened:
         return self.side.tokens
 
 
-def open_two(model: str, ref: str) -> tuple[Opened, Opened]:
+def opened_side(
+    given: SideLike, *, config: ModelConfig | None = None, tokens: list[int] | None = None
+) -> trace_sides.Side:
+    """A side from its name, or from the checkpoint or trace itself.
+
+    Args:
+        given: the side.
+        config: for an APRT folder without a sidecar, see `aprjax.trace.sides.open_side`.
+        tokens: for the same.
+
+    Raises:
+        CheckpointError: a side that is named cannot be read.
+    """
+    if isinstance(given, str | Path):
+        return trace_sides.open_side(str(given), config=config, tokens=tokens)
+    if isinstance(given, Checkpoint):
+        return trace_sides.Side("checkpoint", str(given.path), given.path, checkpoint=given)
+    return trace_sides.Side("trace", given.info.path, Path(given.info.path), recorded=given)
+
+
+def opened_file(given: str | Path | Checkpoint) -> Checkpoint:
+    """A checkpoint from its path, or as it is.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return given if isinstance(given, Checkpoint) else open_checkpoint(given)
+
+
+def open_two(model: SideLike, ref: SideLike) -> tuple[Opened, Opened]:
     """Opens both sides; a recorded trace is given its file where the digest proves that it is the one.
 
     Raises:
         CheckpointError: a side cannot be read.
     """
-    first, second = (trace_sides.open_side(text) for text in (model, ref))
+    first, second = opened_side(model), opened_side(ref)
     return _with_file(first, second.checkpoint), _with_file(second, first.checkpoint)
 
 
@@ -76,16 +108,16 @@ def arithmetics(
     sides: tuple[Opened, Opened],
     files: FilesReport | None,
     *,
-    both: str | None,
-    model: str | None,
-    ref: str | None,
+    both: str | Arithmetic | None,
+    model: str | Arithmetic | None,
+    ref: str | Arithmetic | None,
 ) -> tuple[Arithmetic | None, Arithmetic | None]:
     """The asked arithmetics; unasked, that of a recorded trace or an engine, or llama.cpp's.
 
     Engines multiply another block type by another kernel. Where two files hold the same weights as Q5_0 and
     as F32, only decoded arithmetic compares the files and nothing else: then float32 is the default.
     """
-    asked = [None if name is None else preset(name) for name in (model or both, ref or both)]
+    asked = [preset(name) if isinstance(name, str) else name for name in (model or both, ref or both)]
     own = [_own_arithmetic(side) for side in sides]
     if all(side.runs_here for side in sides):
         mixed = files is not None and any(len(set(t.block_types)) > 1 for t in files.tensors)

@@ -219,6 +219,15 @@ class LayersReport:
         """The k rows with the largest local difference."""
         return sorted(self.rows(), key=lambda row: -(row["local_rel_l2"] or 0.0))[:k]
 
+    def __repr__(self) -> str:
+        return f"<LayersReport: {self.verdict}; {self.reason}>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: heat maps layers × stages, and the ratio of standard deviations by layer."""
+        from aprjax.bisect.layers.plots import plot_report
+
+        return plot_report(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.layers.html import summary_html
 

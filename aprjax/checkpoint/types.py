@@ -218,7 +218,8 @@ class Checkpoint:
     """An opened model file: lazy, memory-mapped, still encoded. `aprjax.open(path)` makes one.
 
     `tensors` is keyed by canonical (Hugging Face) name, in the order of the file. `metadata` holds
-    the container's own key-value pairs, unchanged.
+    the container's own key-value pairs, unchanged. `digest` is what `sha256` gives of a checkpoint that no file
+    holds (`aprjax.checkpoint.altered`).
     """
 
     path: Path
@@ -230,10 +231,11 @@ class Checkpoint:
     metadata: Mapping[str, Any]
     findings: tuple[Finding, ...] = ()
     files: tuple[Path, ...] = field(default=())
+    digest: str = ""
 
     def sha256(self) -> str:
         """SHA-256 of the file; of several files: of the `sha256sum` lines of all, in order. Cached."""
-        return self._sha256
+        return self.digest or self._sha256
 
     @cached_property
     def _sha256(self) -> str:
@@ -242,6 +244,14 @@ class Checkpoint:
             return digests[0][1]
         listing = "".join(f"{digest}  {name}\n" for name, digest in digests)
         return hashlib.sha256(listing.encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path.name}: {self.format}, {len(self.tensors)} tensors>"
+
+    def _repr_html_(self) -> str:
+        from aprjax.checkpoint.html import summary_html
+
+        return summary_html(self)
 
     def tied_head(self) -> bool:
         """Whether the output head is the embedding: absent, or byte-identical to it."""

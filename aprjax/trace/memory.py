@@ -73,6 +73,12 @@ class MemoryTrace:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __repr__(self) -> str:
+        info = self.info
+        return (
+            f"<MemoryTrace of {Path(info.path).name}: {len(self)} values, {len(info.tokens)} tokens, {info.arithmetic}>"
+        )
+
 
 def save(trace: AnyTrace, path: str | Path) -> None:
     """Writes any trace as a safetensors file, which appears when it is complete."""

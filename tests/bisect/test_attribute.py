@@ -11,7 +11,7 @@ import pytest
 from tiny import CONFIG, tiny_checkpoint, with_tensor, write_tiny
 
 from aprjax.bisect.attribute.metric import metric_between
-from aprjax.bisect.attribute.render import write_waterfall
+from aprjax.bisect.attribute.plot import write_waterfall
 from aprjax.bisect.attribute.report import AttributeReport
 from aprjax.bisect.attribute.reverse import Perturbed, base_shape
 from aprjax.bisect.attribute.run import attribute

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from aprjax.bisect.asked_pair import Question, asked_pair, open_sides_of
 from aprjax.bisect.attribute.metric import Kind
-from aprjax.bisect.attribute.render import write_waterfall
+from aprjax.bisect.attribute.plot import write_waterfall
 from aprjax.bisect.attribute.report import AttributeReport
 from aprjax.bisect.attribute.run import attribute
+from aprjax.bisect.open_sides import SideLike
 from aprjax.bisect.page import write_report as write_folder
 
 
 def attribute_sides(
-    model: str,
-    ref: str,
+    model: SideLike,
+    ref: SideLike,
     question: Question,
     *,
     kind: Kind = "margin",

@@ -1,4 +1,4 @@
-"""The report of `attribute` for a terminal, and as a waterfall."""
+"""The report of `attribute` for a terminal."""
 
 from __future__ import annotations
 
@@ -81,35 +81,3 @@ def _causes(report: AttributeReport, console: Console) -> None:
 def _places(cause: CauseShare) -> str:
     listed = ", ".join(f"{where} {share:+.3g}" for where, share in cause.places)
     return f"most of it at {listed}" if len(cause.places) > 1 else f"at {listed}"
-
-
-def write_waterfall(report: AttributeReport, path: Path, *, top: int = 16) -> None:
-    """A PNG: from the reference's number to the model's, one bar per share, largest first."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
-    from aprjax.checkpoint.atomic import atomic_file
-
-    shown, rest = report.contributions[:top], report.contributions[top:]
-    names = [place(c.layer, c.stage) for c in shown] + ([f"{len(rest)} more"] if rest else [])
-    sizes = [c.integrated for c in shown] + ([sum(c.integrated for c in rest)] if rest else [])
-    figure = Figure(figsize=(8, 0.9 + 0.28 * (len(names) + 2)), layout="constrained")
-    axes = figure.subplots()
-    level = report.ref_value
-    for row, size in enumerate(sizes, start=1):
-        axes.barh(row, size, left=level, color="#b2182b" if size < 0 else "#2166ac", height=0.7)
-        level += size
-    for row, value in ((0, report.ref_value), (len(names) + 1, report.model_value)):
-        axes.plot([value, value], [row - 0.4, row + 0.4], color="black", linewidth=2)
-    axes.set_yticks(range(len(names) + 2), ["reference", *names, "model"])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{report.metric} ({'nats' if report.metric == 'kl' else 'logits'})")
-    axes.set_title(f"{report.metric}: {report.change:+.4g}, shares miss {report.gap:.2%} of it", fontsize=10)
-    # Bars would else touch the frame and look cut off.
-    axes.use_sticky_edges = False
-    axes.margins(x=0.04)
-    axes.grid(axis="x", alpha=0.3)
-    with atomic_file(path) as stream:
-        figure.savefig(stream, format="png", dpi=120)

@@ -177,6 +177,15 @@ class AttributeReport:
             sums[contribution.layer] = sums.get(contribution.layer, 0.0) + contribution.integrated
         return dict(sorted(sums.items()))
 
+    def __repr__(self) -> str:
+        return f"<AttributeReport: {self.verdict}; {self.reason}>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: from the reference's number to the model's, one bar per share."""
+        from aprjax.bisect.attribute.plot import plot_waterfall
+
+        return plot_waterfall(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.page import report_fragment
 

@@ -121,6 +121,15 @@ class ChatmlReport:
         """The k cells to look at first: bad ones, then those with the smallest margins."""
         return sorted(self.rows(), key=lambda row: (row["state"] not in BAD, row["least_margin"]))[:k]
 
+    def __repr__(self) -> str:
+        return f"<ChatmlReport: {self.verdict}; {len(self.cells)} cells>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: every answer of the factorial as a tile."""
+        from aprjax.bisect.chatml.plot import plot_cells
+
+        return plot_cells(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.chatml.render_html import summary_html
 

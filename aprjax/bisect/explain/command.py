@@ -8,24 +8,23 @@ from pathlib import Path
 from aprjax.bisect.explain.identity import identify
 from aprjax.bisect.explain.report import ExplainReport
 from aprjax.bisect.explain.run import MAX_FAULTS, Progress, explain, refused_report
-from aprjax.bisect.open_sides import live_trace
+from aprjax.bisect.open_sides import SideLike, live_trace, opened_file, opened_side
 from aprjax.bisect.page import write_report as write_folder
 from aprjax.bisect.traced import arithmetic_of
-from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic, preset
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.text.prompt import encode_prompt, read_prompt_file
 from aprjax.trace import AnyTrace
 from aprjax.trace.aprt import is_aprt_folder
-from aprjax.trace.sides import Side, open_side, run_checkpoint
+from aprjax.trace.sides import Side, run_checkpoint
 
 
 def explain_side(
-    side: str,
-    file: Path,
+    side: SideLike,
+    file: str | Path | Checkpoint,
     *,
-    arithmetic: str | None = None,
+    arithmetic: str | Arithmetic | None = None,
     max_faults: int = MAX_FAULTS,
     force_file: bool = False,
     prompt: str | None = None,
@@ -40,13 +39,14 @@ def explain_side(
         CheckpointError: the side or the file cannot be read, or the file is not the one that was run.
     """
     enable_compilation_cache()
-    checkpoint = open_checkpoint(file)
+    checkpoint = opened_file(file)
     if prompt_file is not None:
         prompt = read_prompt_file(prompt_file)
     ids = tokens if prompt is None else encode_prompt(checkpoint, prompt, times)
-    folder = Path(side) if Path(side).is_dir() and is_aprt_folder(Path(side)) else None
+    named = Path(side) if isinstance(side, str | Path) else None
+    folder = named if named is not None and named.is_dir() and is_aprt_folder(named) else None
     try:
-        opened = open_side(side, config=checkpoint.config, tokens=ids)
+        opened = opened_side(side, config=checkpoint.config, tokens=ids)
     except CheckpointError:
         if folder is None:
             raise
@@ -70,19 +70,20 @@ def explain_side(
         )
 
 
-def _trace(opened: Side, tokens: list[int] | None, arithmetic: str | None, stack: ExitStack) -> AnyTrace:
+def _trace(opened: Side, tokens: list[int] | None, arithmetic: str | Arithmetic | None, stack: ExitStack) -> AnyTrace:
     if opened.kind != "checkpoint" or arithmetic in (None, "auto"):
         return live_trace(opened, tokens, stack)
     checkpoint: Checkpoint | None = opened.checkpoint
     assert checkpoint is not None
     assert arithmetic is not None
-    return run_checkpoint(checkpoint, opened.require(tokens), preset(arithmetic))
+    chosen = preset(arithmetic) if isinstance(arithmetic, str) else arithmetic
+    return run_checkpoint(checkpoint, opened.require(tokens), chosen)
 
 
-def _arithmetics(name: str | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
+def _arithmetics(name: str | Arithmetic | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
     """The asked one; unasked, the trace's own, or all that differ in more than rounding where nothing is known."""
     if name is not None and name != "auto":
-        return (preset(name),)
+        return (preset(name) if isinstance(name, str) else name,)
     own = arithmetic_of(trace) if name is None else None
     if own is not None:
         return (own,)

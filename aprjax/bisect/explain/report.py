@@ -233,6 +233,15 @@ class ExplainReport:
 
         return sorted(self.rows(), key=weight)[:k]
 
+    def __repr__(self) -> str:
+        return f"<ExplainReport: {self.verdict}; {self.reason}>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: what each hypothesis leaves, against what rounding explains."""
+        from aprjax.bisect.explain.plot import plot_residuals
+
+        return plot_residuals(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.page import report_fragment
 

@@ -353,6 +353,15 @@ class FilesComparison:
         order = {t.name: index for index, t in enumerate(self.files.differing)}
         return sorted((r for r in self.rows() if r["tensor"] in order), key=lambda r: order[r["tensor"]])[:k]
 
+    def __repr__(self) -> str:
+        return f"<FilesComparison: {self.verdict}; {self.reason}>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: which tensors differ, and how far."""
+        from aprjax.bisect.files.plot import plot_differences
+
+        return plot_differences(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.files.html import summary_html
 

@@ -13,32 +13,36 @@ from aprjax.bisect.generate.report import GenerateReport
 from aprjax.bisect.generate.sides import Generator, LlamaGenerator, LocalGenerator, require_room
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.noise.logits import LogitNoise, measure_logit_noise
-from aprjax.bisect.open_sides import Opened, arithmetics, open_two
+from aprjax.bisect.open_sides import Opened, SideLike, arithmetics, open_two
 from aprjax.bisect.report import SidedFinding, Verdict, sided
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, Finding
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.loading import require_runnable
+from aprjax.text.probes import PROBES, Probe
 
 
 def run_generate(
     *,
-    model: str,
-    ref: str,
+    model: SideLike,
+    ref: SideLike,
     max_new_tokens: int,
     prompt: str | None = None,
     prompt_file: Path | None = None,
     tokens: list[int] | None = None,
     wrap: str = "none",
-    arithmetic: str | None = None,
-    model_arithmetic: str | None = None,
-    ref_arithmetic: str | None = None,
+    arithmetic: str | Arithmetic | None = None,
+    model_arithmetic: str | Arithmetic | None = None,
+    ref_arithmetic: str | Arithmetic | None = None,
     ignore_stop: bool = False,
     step_by_step: bool = False,
     json_out: str | None = None,
     report: Path | None = None,
+    probes: tuple[Probe, ...] = PROBES,
 ) -> list[GenerateReport]:
     """Runs `generate` as the command line asks; see `aprjax.cli_generate` for the options. A report per prompt.
+
+    `probes` are run where nothing else is asked for.
 
     Raises:
         CheckpointError: a side cannot be read or cannot generate, the prompt does not fit, an engine failed, or
@@ -49,7 +53,7 @@ def run_generate(
     sides = open_two(model, ref)
     for side in sides:
         require_generator(side)
-    prompts = asked_prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
+    prompts = asked_prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap, probes=probes)
     checkpoints = [_file(side) for side in sides]
     for checkpoint in checkpoints:
         require_runnable(checkpoint)

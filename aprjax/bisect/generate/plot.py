@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from aprjax.bisect.figure import new_figure, save_figure
 from aprjax.bisect.generate.report import GenerateReport
 
 
 def save_plot(report: GenerateReport, target: BinaryIO) -> None:
-    """Writes as PNG both sides' margins at every step of the common part, the noise's reach, and where they part."""
-    import matplotlib
+    """Writes the plot as PNG."""
+    save_figure(plot_report(report), target)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure = pyplot.figure(figsize=(11, 4), layout="constrained")
+def plot_report(report: GenerateReport) -> Any:
+    """A matplotlib figure: both sides' margins at every step of the common part, the noise's reach, where they part."""
+    figure = new_figure(11, 4)
     axes = figure.add_subplot()
+    if report.first_difference is not None and report.first_difference.step == 0:
+        axes.text(0.5, 0.5, "they part at the first token", ha="center", va="center", transform=axes.transAxes)
     for key, name, style in (("ref_margin", "reference", "o-"), ("model_margin", "model", ".--")):
         points = [(row["step"] + 1, row[key]) for row in report.rows() if row[key] is not None and row[key] > 0]
         if points:
@@ -29,5 +32,4 @@ def save_plot(report: GenerateReport, target: BinaryIO) -> None:
         axes.set_yscale("log")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    figure.savefig(target, dpi=110, format="png")
-    pyplot.close(figure)
+    return figure

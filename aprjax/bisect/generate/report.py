@@ -229,6 +229,15 @@ class GenerateReport:
 
         return sorted(self.rows(), key=smaller)[:k]
 
+    def __repr__(self) -> str:
+        return f"<GenerateReport: {self.verdict}; {self.reason}>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: both sides' margins at every step of the common part."""
+        from aprjax.bisect.generate.plot import plot_report
+
+        return plot_report(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.generate.html import summary_html
 

@@ -19,12 +19,13 @@ from aprjax.bisect.files import compare_files
 from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.layers.render import print_reports
 from aprjax.bisect.lockstep import LayerPair
-from aprjax.bisect.open_sides import arithmetics, open_two, run_side
+from aprjax.bisect.open_sides import SideLike, arithmetics, open_two, run_side
 from aprjax.bisect.report import SCHEMA, LayersReport, SidedFinding, Verdict
 from aprjax.bisect.token_texts import TokenTexts
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, Traced
 from aprjax.checkpoint.atomic import atomic_file
+from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.text.probes import PROBES, Probe
@@ -53,6 +54,53 @@ def run_layers(
     `probes` are run where nothing else is asked for.
     """
     check_destinations(json_out, report, save_trace)
+    reports = measure_layers(
+        model,
+        ref,
+        prompt=prompt,
+        prompt_file=prompt_file,
+        tokens=tokens,
+        wrap=wrap,
+        arithmetic=arithmetic,
+        model_arithmetic=model_arithmetic,
+        ref_arithmetic=ref_arithmetic,
+        positions=positions,
+        save_trace=save_trace,
+        probes=probes,
+    )
+    document = combined_json(reports)
+    if json_out != "-":
+        print_reports(reports)
+    if json_out is not None:
+        _write_json(document, json_out)
+    if report is not None:
+        from aprjax.bisect.layers.html import write_report
+
+        index = write_report(reports, document, report)
+        print(f"report: {index}", file=sys.stderr)
+    return worst(reports).verdict.exit_code
+
+
+def measure_layers(
+    model: SideLike,
+    ref: SideLike,
+    *,
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    tokens: list[int] | None = None,
+    wrap: str = "none",
+    arithmetic: str | Arithmetic | None = None,
+    model_arithmetic: str | Arithmetic | None = None,
+    ref_arithmetic: str | Arithmetic | None = None,
+    positions: str = "all",
+    save_trace: Path | None = None,
+    probes: tuple[Probe, ...] = PROBES,
+) -> list[LayersReport]:
+    """Opens, tokenizes, runs engines and compares: a report per prompt. The arguments are the command line's.
+
+    Raises:
+        CheckpointError: something cannot be read, or cannot be compared.
+    """
     enable_compilation_cache()
     sides = open_two(model, ref)
     prompts = asked_prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap, probes=probes)
@@ -86,18 +134,7 @@ def run_layers(
     if not any((arithmetic, model_arithmetic, ref_arithmetic)) and all(side.runs_here for side in sides):
         reports = [_with_note(report) for report in reports]
     texts = TokenTexts(sides[1].checkpoint, sides[0].checkpoint)
-    reports = [replace(report, token_texts=texts.of(_mentioned(report))) for report in reports]
-    document = combined_json(reports)
-    if json_out != "-":
-        print_reports(reports)
-    if json_out is not None:
-        _write_json(document, json_out)
-    if report is not None:
-        from aprjax.bisect.layers.html import write_report
-
-        index = write_report(reports, document, report)
-        print(f"report: {index}", file=sys.stderr)
-    return worst(reports).verdict.exit_code
+    return [replace(report, token_texts=texts.of(_mentioned(report))) for report in reports]
 
 
 def _mentioned(report: LayersReport) -> set[int]:

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from aprjax.bisect.figure import new_figure, save_figure
 from aprjax.bisect.report import LayersReport
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 
@@ -18,13 +19,8 @@ _FLOOR = 2.0**-24
 
 def plot_report(report: LayersReport) -> Any:
     """A matplotlib figure: local and free-running relative L2 by layer and stage, and std ratios by layer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     layers = [layer for layer in report.layers if layer.layer != OUTSIDE]
-    figure = pyplot.figure(figsize=(13, 9.5), layout="constrained")
+    figure = new_figure(13, 9.5)
     grid = figure.add_gridspec(2, 2, height_ratios=[3, 2])
     left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
     image = None
@@ -47,11 +43,7 @@ def plot_report(report: LayersReport) -> Any:
 
 def save_plot(report: LayersReport, target: Path | BinaryIO) -> None:
     """Writes the figure as PNG."""
-    from matplotlib import pyplot
-
-    figure = plot_report(report)
-    figure.savefig(target, dpi=110, format="png")
-    pyplot.close(figure)
+    save_figure(plot_report(report), target)
 
 
 def _value(stage: Any, key: str) -> float:
@@ -101,6 +93,7 @@ def _ratio_curve(axes: Any, report: LayersReport, layers: list[Any]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.4), max(high, 2.5))
     axes.set_yticks([0.5, 1, 2], ["0.5", "1", "2"])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("layer")
     axes.set_ylabel("std ratio, model / ref (ddof = 1)")
     axes.set_title(

@@ -6,10 +6,11 @@ from aprjax.bisect.asked_pair import Question, asked_pair, open_sides_of
 from aprjax.bisect.locate.report import LocateReport
 from aprjax.bisect.locate.run import locate
 from aprjax.bisect.lockstep import Runner
+from aprjax.bisect.open_sides import SideLike
 from aprjax.checkpoint.types import CheckpointError
 
 
-def locate_sides(model: str, ref: str, question: Question) -> LocateReport:
+def locate_sides(model: SideLike, ref: SideLike, question: Question) -> LocateReport:
     """Locates on one prompt (unasked, the first probe).
 
     Raises:

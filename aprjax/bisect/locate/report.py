@@ -210,6 +210,15 @@ class LocateReport:
         """The k places that cause most."""
         return sorted(self.faults, key=lambda fault: -fault.before)[:k]
 
+    def __repr__(self) -> str:
+        return f"<LocateReport: {self.verdict}; {self.reason}>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: every run's drift, and whether the values put in took it away."""
+        from aprjax.bisect.locate.plot import plot_runs
+
+        return plot_runs(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.page import report_fragment
 

@@ -14,7 +14,7 @@ from aprjax.bisect.files import FilesReport, compare_files
 from aprjax.bisect.generate.sides import LlamaGenerator, LocalGenerator
 from aprjax.bisect.margins.pair import AnySide, compare_margins
 from aprjax.bisect.margins.report import SCHEMA, FedTokens, MarginsReport
-from aprjax.bisect.open_sides import Opened, arithmetics, open_two, run_side
+from aprjax.bisect.open_sides import Opened, SideLike, arithmetics, open_two, run_side
 from aprjax.bisect.report import Verdict
 from aprjax.bisect.tokens.fed import TokensReport, tokenize_both
 from aprjax.bisect.traced import Side, Traced
@@ -22,6 +22,7 @@ from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic, preset
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import Stage
+from aprjax.text.probes import PROBES, Probe
 from aprjax.text.prompt import read_prompt_file
 from aprjax.trace.llama_cpp import save_llama_cpp
 
@@ -51,8 +52,8 @@ class Continuation:
 
 def run_margins(
     *,
-    model: str,
-    ref: str,
+    model: SideLike,
+    ref: SideLike,
     prompt: str | None = None,
     prompt_file: Path | None = None,
     tokens: list[int] | None = None,
@@ -60,17 +61,19 @@ def run_margins(
     continuation: Continuation | None = None,
     text_file: Path | None = None,
     context: int = 512,
-    arithmetic: str | None = None,
-    model_arithmetic: str | None = None,
-    ref_arithmetic: str | None = None,
+    arithmetic: str | Arithmetic | None = None,
+    model_arithmetic: str | Arithmetic | None = None,
+    ref_arithmetic: str | Arithmetic | None = None,
     positions: str = "all",
     with_noise: bool = True,
     json_out: str | None = None,
     report: Path | None = None,
+    probes: tuple[Probe, ...] = PROBES,
 ) -> list[MarginsReport]:
     """Runs `margins` as the command line asks; see `aprjax.cli_margins` for the options.
 
-    `json_out` and `report` are only checked here: that they can be written when the work is done.
+    `json_out` and `report` are only checked here: that they can be written when the work is done. `probes` are run
+    where nothing else is asked for.
 
     Raises:
         CheckpointError: something cannot be read, or cannot be compared.
@@ -81,7 +84,7 @@ def run_margins(
     if text_file is not None:
         prompts = [_text(sides, text_file)]
     else:
-        prompts = asked_prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap)
+        prompts = asked_prompts(sides, prompt=prompt, prompt_file=prompt_file, tokens=tokens, wrap=wrap, probes=probes)
     with counted_progress() as progress:
         files = _files(sides, progress)
         run_by = arithmetics(sides, files, both=arithmetic, model=model_arithmetic, ref=ref_arithmetic)

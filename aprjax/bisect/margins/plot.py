@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, BinaryIO
 
+from aprjax.bisect.figure import new_figure, save_figure
 from aprjax.bisect.margins.report import MarginsReport, TokenMargin
 from aprjax.bisect.report import Verdict
 
 # Tokens of one line of the strip: their texts stay readable.
 _LINE = 64
+# Fewer leave room for the legend.
+_LEAST = 32
 # Lines drawn; more positions are in the JSON.
 _LINES = 10
 _COLOURS = {
@@ -23,12 +26,16 @@ _RISK = "#1f6fb2"
 
 
 def save_strip(report: MarginsReport, target: BinaryIO) -> None:
-    """Writes the strip as PNG: `_LINE` positions a line, on a logarithmic scale of logits."""
-    from matplotlib.figure import Figure
+    """Writes the strip as PNG."""
+    save_figure(plot_strip(report), target)
 
+
+def plot_strip(report: MarginsReport) -> Any:
+    """A matplotlib figure of the strip: `_LINE` positions a line, on a logarithmic scale of logits."""
     shown = report.rows[: _LINE * _LINES]
     lines = [shown[begin : begin + _LINE] for begin in range(0, len(shown), _LINE)]
-    figure = Figure(figsize=(15, 0.6 + 2.3 * len(lines)), layout="constrained")
+    across = min(_LINE, max(len(shown), _LEAST))
+    figure = new_figure(1.5 + 13.5 * across / _LINE, 0.6 + 2.3 * len(lines))
     found = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
     margins = [row.ref.margin for row in report.rows if row.ref is not None and row.ref.margin > 0]
     gaps = [row.widest_gap for row in report.rows if row.flip and row.widest_gap]
@@ -43,7 +50,7 @@ def save_strip(report: MarginsReport, target: BinaryIO) -> None:
                 axes.axhline(bound.reach, color="#333", linestyle=style, linewidth=1, label=label)
         axes.set_yscale("log")
         axes.set_ylim(lowest, highest)
-        axes.set_xlim(-1, _LINE)
+        axes.set_xlim(-1, across)
         axes.set_ylabel("margin (logits)", fontsize=8)
     _legend(found[0])
     cut = f", the first {len(shown)} of {len(report.rows)}" if len(shown) < len(report.rows) else ""
@@ -51,7 +58,7 @@ def save_strip(report: MarginsReport, target: BinaryIO) -> None:
         f"{report.fed.name}: {report.verdict}; the reference's margin of the next choice after each token{cut}",
         fontsize=11,
     )
-    figure.savefig(target, dpi=110, format="png")
+    return figure
 
 
 def _line(axes: Any, rows: tuple[TokenMargin, ...], lowest: float) -> None:

@@ -263,6 +263,15 @@ class MarginsReport:
 
         return sorted(self.rows, key=order)[:k]
 
+    def __repr__(self) -> str:
+        return f"<MarginsReport: {self.verdict}; {self.reason}>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: the reference's margin at every position, flips marked."""
+        from aprjax.bisect.margins.plot import plot_strip
+
+        return plot_strip(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.margins.html import summary_html
 

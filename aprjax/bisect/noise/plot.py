@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from aprjax.bisect.figure import new_figure, save_figure
 from aprjax.bisect.noise.report import NoiseReport
 from aprjax.qwen2.stages import Stage
 
 
 def save_plot(report: NoiseReport, target: BinaryIO) -> None:
-    """Writes the plot as PNG: by stage, in execution order, the largest distance over the layers."""
-    from matplotlib.figure import Figure
+    """Writes the plot as PNG."""
+    save_figure(plot_report(report), target)
 
+
+def plot_report(report: NoiseReport) -> Any:
+    """A matplotlib figure: by stage, in execution order, the largest distance over the layers."""
     stages = list(Stage)
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = new_figure(10, 6)
     axes = figure.subplots()
     for change in report.changes:
         # On a logarithmic axis zero has no place: such stages, bit-identical, leave a gap.
@@ -25,4 +29,4 @@ def save_plot(report: NoiseReport, target: BinaryIO) -> None:
     axes.set_ylabel("largest relative L2 over the layers")
     axes.set_title(f"{Path(report.path).name}, {report.arithmetic}, {len(report.tokens)} tokens", fontsize=11)
     axes.legend(fontsize=8)
-    figure.savefig(target, dpi=110, format="png")
+    return figure

@@ -19,8 +19,8 @@ import numpy as np
 from aprjax.bisect.lockstep import arbiter
 from aprjax.bisect.margins.top_two import margins
 from aprjax.bisect.metrics import relative_l2
+from aprjax.bisect.open_sides import opened_file
 from aprjax.bisect.replay.layers import BY_KEY, visible_part
-from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, Finding
 from aprjax.qwen2.arithmetic import Arithmetic, preset
 from aprjax.qwen2.compilation import enable_compilation_cache
@@ -112,6 +112,15 @@ class NoiseReport:
         """The k (change, stage) that move most."""
         return sorted(self.rows(), key=lambda row: -row["max_rel_l2"])[:k]
 
+    def __repr__(self) -> str:
+        return f"<NoiseReport: {len(self.changes)} changes of {self.arithmetic}, {len(self.tokens)} tokens>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: what every change moves, by stage."""
+        from aprjax.bisect.noise.plot import plot_report
+
+        return plot_report(self)
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.page import report_fragment
 
@@ -119,13 +128,13 @@ class NoiseReport:
 
 
 def noise_of(
-    file: Path,
+    file: str | Path | Checkpoint,
     *,
     prompt: str | None = None,
     prompt_file: Path | None = None,
     tokens: list[int] | None = None,
     times: str = "none",
-    arithmetic: str = "llama.cpp",
+    arithmetic: str | Arithmetic = "llama.cpp",
     engine: bool = True,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> NoiseReport:
@@ -135,13 +144,14 @@ def noise_of(
         CheckpointError: the file cannot be read or run, or cannot encode the prompt.
     """
     enable_compilation_cache()
-    checkpoint = open_checkpoint(file)
+    checkpoint = opened_file(file)
     if tokens is None:
         if prompt_file is not None:
             prompt = read_prompt_file(prompt_file)
         text = PROBES[0].text if prompt is None else prompt
         tokens = encode_prompt(checkpoint, text, times)
-    return measure_noise(checkpoint, tokens, preset(arithmetic), engine=engine, progress=progress)
+    chosen = preset(arithmetic) if isinstance(arithmetic, str) else arithmetic
+    return measure_noise(checkpoint, tokens, chosen, engine=engine, progress=progress)
 
 
 def render(report: NoiseReport, console: Console) -> None:

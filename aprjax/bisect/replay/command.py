@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aprjax.bisect.explain.identity_doubts import doubts, folder_tokens
-from aprjax.bisect.open_sides import live_trace
+from aprjax.bisect.open_sides import SideLike, live_trace, opened_file, opened_side
 from aprjax.bisect.replay.judge import presets_to_try, replay
 from aprjax.bisect.replay.report import NodeReport, NodeVerdict, ReplayReport, place
 from aprjax.bisect.report import SidedFinding, Verdict
 from aprjax.bisect.traced import arithmetic_of
-from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2.arithmetic import Arithmetic, preset
 from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.text.prompt import encode_prompt, read_prompt_file
 from aprjax.trace import AnyTrace
-from aprjax.trace.sides import open_side
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,10 +28,10 @@ _MOST_NODES = 12
 
 
 def replay_side(
-    side: str,
-    file: Path,
+    side: SideLike,
+    file: str | Path | Checkpoint,
     *,
-    arithmetic: str | None = None,
+    arithmetic: str | Arithmetic | None = None,
     force_file: bool = False,
     prompt: str | None = None,
     prompt_file: Path | None = None,
@@ -46,12 +45,13 @@ def replay_side(
         CheckpointError: the side or the file cannot be read, or the file is not the one that was run.
     """
     enable_compilation_cache()
-    checkpoint = open_checkpoint(file)
+    checkpoint = opened_file(file)
     if prompt_file is not None:
         prompt = read_prompt_file(prompt_file)
     ids = tokens if prompt is None else encode_prompt(checkpoint, prompt, times)
-    read = folder_tokens(side, checkpoint) if ids is None else None
-    opened = open_side(side, config=checkpoint.config, tokens=ids if read is None else list(read))
+    named = isinstance(side, str | Path)
+    read = folder_tokens(str(side), checkpoint) if named and ids is None else None
+    opened = opened_side(side, config=checkpoint.config, tokens=ids if read is None else list(read))
     with ExitStack() as stack:
         trace = live_trace(opened, ids, stack)
         doubted = (*_told(read), *doubts(trace, checkpoint, "trace"))
@@ -68,12 +68,12 @@ def _told(read: tuple[int, ...] | None) -> tuple[SidedFinding, ...]:
     return (SidedFinding("trace-tokens-recovered", "info", text, side="trace"),)
 
 
-def _arithmetics(name: str | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
+def _arithmetics(name: str | Arithmetic | None, trace: AnyTrace) -> tuple[Arithmetic, ...]:
     """The asked one; unasked, the trace's own, or all where nothing is known of it."""
     if name == "auto":
         return presets_to_try()
     if name is not None:
-        return (preset(name),)
+        return (preset(name) if isinstance(name, str) else name,)
     own = arithmetic_of(trace)
     return presets_to_try() if own is None else (own,)
 

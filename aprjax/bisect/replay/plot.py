@@ -6,6 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from aprjax.bisect.figure import new_figure, save_figure
 from aprjax.bisect.replay.report import NodeReport, NodeVerdict, ReplayReport
 from aprjax.qwen2.stages import OUTSIDE, Stage
 
@@ -14,14 +15,17 @@ _FLOOR = 2.0**-24
 
 
 def save_plot(report: ReplayReport, target: BinaryIO) -> None:
-    """Writes the heat map as PNG: grey is unmeasured, the darkest is exact, a frame is unexplained."""
-    from matplotlib.figure import Figure
+    """Writes the heat map as PNG."""
+    save_figure(plot_report(report), target)
 
+
+def plot_report(report: ReplayReport) -> Any:
+    """A matplotlib figure, the heat map: grey is unmeasured, the darkest is exact, a frame is unexplained."""
     nodes = {(node.layer, node.stage): node for node in report.nodes if node.layer != OUTSIDE}
     stages = [stage for stage in Stage if any(known is stage for _, known in nodes)]
     layers = sorted({layer for layer, _ in nodes})
     values = np.array([[_distance(nodes.get((layer, stage))) for layer in layers] for stage in stages])
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    figure = new_figure(9, 6.5)
     axes = figure.subplots()
     image = axes.imshow(
         np.log10(np.maximum(values.reshape(len(stages), len(layers)), _FLOOR)),
@@ -38,7 +42,7 @@ def save_plot(report: ReplayReport, target: BinaryIO) -> None:
     figure.colorbar(image, ax=axes).set_label("worst position's relative L2 from the file's value (log10)")
     outside = ", ".join(f"{n.stage}: {n.verdict}" for n in report.nodes if n.layer == OUTSIDE)
     axes.set_title(f"{report.verdict}: local distance of every node\n{outside}", fontsize=10)
-    figure.savefig(target, dpi=110, format="png")
+    return figure
 
 
 def _distance(node: NodeReport | None) -> float:

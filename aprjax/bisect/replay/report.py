@@ -119,7 +119,7 @@ class ReplayReport:
     """Which nodes of a trace a file explains.
 
     Attributes:
-        verdict: agree, divergence (a node is unexplained) or unmeasured (nothing could be compared).
+        verdict: agree, divergence (a node is unexplained) or unmeasured (nothing, or not all, could be compared).
         reason: one sentence.
         trace: what the trace is of: path, sha256, arithmetic.
         file: what it was judged by: path, sha256.
@@ -190,6 +190,15 @@ class ReplayReport:
         """The k nodes farthest from what the file gives: by their worst position, unexplained ones first."""
         ordered = sorted(self.nodes, key=lambda n: (n.verdict is not NodeVerdict.UNEXPLAINED, -(n.worst_row or 0.0)))
         return [node.to_json() for node in ordered[:k]]
+
+    def __repr__(self) -> str:
+        return f"<ReplayReport: {self.verdict}; {self.reason}>"
+
+    def plot(self) -> Any:
+        """A matplotlib figure: how far every node is from what the file gives."""
+        from aprjax.bisect.replay.plot import plot_report
+
+        return plot_report(self)
 
     def _repr_html_(self) -> str:
         from aprjax.bisect.page import report_fragment

@@ -267,6 +267,9 @@ class TokensComparison:
         """The first k rows that differ."""
         return [row for row in self.rows() if not row["same"]][:k]
 
+    def __repr__(self) -> str:
+        return f"<TokensComparison: {self.verdict}; {self.reason}>"
+
     def _repr_html_(self) -> str:
         from aprjax.bisect.page import report_fragment
 
