@@ -19,7 +19,10 @@ def report(
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Write index.html here.")],
 ) -> int:
-    """Make one page of saved reports, of one or several commands: a single HTML file that needs no network."""
+    """Make one page of saved reports, of one or several commands: a single HTML file that needs no network.
+
+    Exits with 0 when the page is made, whatever the verdicts on it: each command gave its own when it ran.
+    """
     from aprjax.bisect.page import write_combined
 
     print(f"report: {write_combined(reports, out)}", file=sys.stderr)

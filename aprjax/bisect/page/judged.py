@@ -12,6 +12,9 @@ from aprjax.bisect.page.causes import confidence
 from aprjax.bisect.page.formats import number, place, rounded
 from aprjax.bisect.page.parts import Bar, Block, Row, bars, columns, facts, paragraph, table
 
+# Of a contract's tests, what a reader looks for first.
+_ORDER = {"fail": 0, "unmeasured": 1, "pass": 2}
+
 
 def explain_blocks(report: Mapping[str, Any]) -> list[Block]:
     """The parts of an `explain` report."""
@@ -126,10 +129,14 @@ def check_blocks(report: Mapping[str, Any]) -> list[Block]:
     versions = {c["id"]: f"version {c['version']}, {c['status'] or 'no status'}" for c in report.get("contracts") or []}
     numbers = [(name, report.get(name)) for name in ("passed", "failed", "unmeasured")]
     blocks = [Block("", facts(numbers) + paragraph("What is unmeasured is never counted as passed."), plain=True)]
-    heads = columns("?status", "'test", "rule", "why", "bound", "where the bound comes from", "measured")
-    order = {"fail": 0, "unmeasured": 1, "pass": 2}
-    for contract in dict.fromkeys(o["contract_id"] for o in outcomes):
-        own = sorted((o for o in outcomes if o["contract_id"] == contract), key=lambda o: order.get(o["status"], 1))
+    heads = columns("?status", "'test", "rule", "why", "bound, and where it comes from", "measured")
+    contracts: dict[str, list[Mapping[str, Any]]] = {}
+    for outcome in outcomes:
+        contracts.setdefault(outcome["contract_id"], []).append(outcome)
+    worst_first = sorted(contracts.items(), key=lambda item: min(_ORDER.get(o["status"], 1) for o in item[1]))
+    blocks.append(Block("Contracts", _contract_table(worst_first), plain=True))
+    for contract, all_own in worst_first:
+        own = sorted(all_own, key=lambda o: _ORDER.get(o["status"], 1))
         rows = [
             Row(
                 [
@@ -137,23 +144,31 @@ def check_blocks(report: Mapping[str, Any]) -> list[Block]:
                     o["test_id"],
                     o.get("rule") or "",
                     o["reason"],
-                    o.get("threshold") or "",
-                    o.get("basis") or "",
+                    ": ".join(part for part in (o.get("threshold"), o.get("basis")) if part),
                     ", ".join(f"{key} {_measured(value)}" for key, value in (o.get("measured") or {}).items()),
                 ],
                 {"fail": "bad"}.get(o["status"], ""),
             )
             for o in own
         ]
-        blocks.append(
-            Block(contract, table(heads, rows, label=f"Tests of {contract}"), versions.get(contract, ""), plain=True)
-        )
+        body = table(heads, rows, label=f"Tests of {contract}")
+        holds = own[0]["status"] != "fail"
+        blocks.append(Block(contract, body, versions.get(contract, ""), folded=holds, plain=not holds))
     artifacts = sorted({name for o in outcomes for name in o.get("artifacts") or []})
     if artifacts:
         blocks.append(
             Block("Raw outputs", paragraph("; ".join(artifacts)), "Files of the evidence folder.", folded=True)
         )
     return blocks
+
+
+def _contract_table(contracts: list[tuple[str, list[Mapping[str, Any]]]]) -> Markup:
+    rows = []
+    for contract, own in contracts:
+        counts = [sum(o["status"] == status for o in own) for status in _ORDER]
+        worst = next(status for status, count in zip(_ORDER, counts, strict=True) if count)
+        rows.append(Row([worst, *counts, contract], "bad" if worst == "fail" else ""))
+    return table(columns("?worst", "#failed", "#unmeasured", "#passed", "'contract"), rows, label="Contracts")
 
 
 def _measured(value: Any) -> str:
