@@ -24,6 +24,10 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from degenerate_long import findings, measure, section, until
+from greedy_texts import greedy_texts, shown, state_picture
+
 PROMPTS = ("two-plus-two", "hello")
 ARITHMETICS = ("llama.cpp", "float32")
 ARITHMETIC = ARITHMETICS[0]
@@ -43,8 +47,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen2.5-coder-1.5b")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--part", choices=("factorial", "planted", "page"), help="Only this; the others are kept.")
+    parts = ("factorial", "planted", "long", "page")
+    parser.add_argument("--part", choices=parts, help="Only this; the others are kept.")
     parser.add_argument("--beyond", type=int, default=BEYOND, help="Tokens of the texts that nothing ends.")
+    parser.add_argument("--minutes", type=float, default=1e9, help="Stop `long` then; the same command goes on.")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.part in (None, "factorial"):
@@ -56,6 +62,8 @@ def main() -> int:
         for fault in planted(options.model, {row["fault"] for row in rows}, options.beyond):
             rows += fault
             write(path, {"model": options.model, "rows": rows})
+    if options.part in (None, "long"):
+        measure(options.model, PROMPTS, options.out / "long.json", with_noise, until(options.minutes))
     if options.part in (None, "page"):
         documents = found_in(options.out)
         (options.out / "README.md").write_text(readme(documents, options.out.name), encoding="utf-8")
@@ -73,8 +81,8 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def found_in(folder: Path) -> dict[str, Any]:
-    """Both measurements of a folder; the factorial may not be there."""
-    paths = {name: folder / f"{name}.json" for name in ("factorial", "planted")}
+    """The measurements of a folder; the factorial and the long texts may not be there."""
+    paths = {name: folder / f"{name}.json" for name in ("factorial", "planted", "long")}
     return {name: json.loads(path.read_text("ascii")) for name, path in paths.items() if path.exists()}
 
 
@@ -102,8 +110,6 @@ def factorial(model: str) -> dict[str, Any]:
 
 def planted(model: str, done: set[str], beyond: int) -> Iterator[list[dict[str, Any]]]:
     """The texts of every fault that is not done, and how far the first logits of the first prompt move."""
-    from greedy_texts import greedy_texts
-
     from aprjax.bisect.chatml.prompts import chosen_prompts
     from aprjax.checkpoint import open_checkpoint
     from aprjax.checkpoint.fetch import fetch
@@ -227,6 +233,8 @@ def readme(documents: dict[str, Any], folder: str) -> str:
             f"{len(row['tokens'])} | {ended} | {row['state']} | {row['gate']['rule'] or 'passes'} | "
             f"{shown(row['text'])} |"
         )
+    if "long" in documents:
+        lines += ["", *section(documents["long"])[:-1]]
     return "\n".join([*lines, "", *carries_over()]) + "\n"
 
 
@@ -277,7 +285,9 @@ def answer(documents: dict[str, Any]) -> list[str]:
         lines.append(f"- Two honest arithmetics of one file have a cosine of {min(honest):.6f} or more there.")
     if table is None:
         lines.append("- Not measured: the factorial of `chatml` on the sound pair (`--part factorial`).")
-    if rows and max(row["budget"] for row in rows) < GATE_BUDGET:
+    if "long" in documents:
+        lines += findings(documents["long"])
+    elif rows and max(row["budget"] for row in rows) < GATE_BUDGET:
         lines.append(
             f"- Not measured: what follows up to the {GATE_BUDGET} tokens that upstream's gate gave (`--beyond`)."
         )
@@ -297,17 +307,8 @@ def carries_over() -> list[str]:
     ]
 
 
-def shown(text: str, most: int = 60) -> str:
-    """The beginning and, if long, the end of a text in a table's cell, escaped."""
-    cut = text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
-    escaped = cut.encode("unicode_escape").decode("ascii").replace("|", "\\|").replace("`", "'")
-    return f"`{escaped}`" if escaped else ""
-
-
 def save_plot(documents: dict[str, Any], target: Any) -> None:
     """Writes the plot as PNG: one square per planted text."""
-    from greedy_texts import state_picture
-
     state_picture(
         documents["planted"]["rows"],
         lambda row: f"{row['factor']}: {row['fault']}",

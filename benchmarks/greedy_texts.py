@@ -58,6 +58,13 @@ def judged_text(text: str, tokens: Sequence[int], prompt: Any, times: str) -> di
     }
 
 
+def shown(text: str, most: int = 60) -> str:
+    """The beginning and, if long, the end of a text in a table's cell, escaped."""
+    cut = text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+    escaped = cut.encode("unicode_escape").decode("ascii").replace("|", "\\|").replace("`", "'")
+    return f"`{escaped}`" if escaped else ""
+
+
 def state_picture(rows: Sequence[dict[str, Any]], line: Any, column: Any, title: str, target: Any) -> None:
     """Writes a PNG with one square per row, coloured by its state; `line(row)` and `column(row)` are its place."""
     from matplotlib.colors import ListedColormap

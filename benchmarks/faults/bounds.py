@@ -104,7 +104,7 @@ def checks(rows: Sequence[Row]) -> dict[str, Bound]:
     return found
 
 
-def document(cases: Sequence[Row], commands: Sequence[str], **about: str) -> dict[str, Any]:
+def document(cases: Sequence[Row], commands: Sequence[str], **about: Any) -> dict[str, Any]:
     """The cases, with the machine and versions at hand."""
     head = {"schema": SCHEMA, "commands": list(commands), "machine": machine(), "versions": versions()}
     return {**head, **about, "cases": list(cases)}
@@ -147,7 +147,7 @@ def readme(doc: dict[str, Any]) -> str:
         f"{len(faults)} single faults of {', '.join(models)} of Qwen2.5-Coder, planted one at a time in a file or in",
         f'an engine, compared over every position of "What is 2+2?" ({rows[0]["positions"]} tokens), both sides under',
         f"one arithmetic; and {len(clean)} pairs of one file under two arithmetics, which are no faults.",
-        *([f"{doc['selection']}."] if "selection" in doc else []),
+        *doc.get("selection", []),
         "",
         f"**(e)** The band sees {len(faults) - len(blind)} of {len(faults)} faults and lets {len(blind)} through;",
         f"{still} leave the ratio of every layer within a per cent of 1. Under two arithmetics a layer's ratio",

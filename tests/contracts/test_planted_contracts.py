@@ -33,7 +33,10 @@ def planter() -> Iterator[SimpleNamespace]:
     sys.path.insert(0, str(FOLDER))
     try:
         yield SimpleNamespace(
-            **{name: importlib.import_module(name) for name in ("plant", "cases", "bench", "judging_traces")}
+            **{
+                name: importlib.import_module(name)
+                for name in ("plant", "cases", "bench", "judging_traces", "trace_faults", "trace_files")
+            }
         )
     finally:
         sys.path.remove(str(FOLDER))
@@ -126,3 +129,43 @@ def test_every_fault_of_an_engine_breaks_a_contract(planter: SimpleNamespace, tm
     unseen = [name for name, values in zip(cases, faulty, strict=True) if status(values) is not Status.FAIL]
     assert len(cases) >= 20
     assert unseen == []
+
+
+@pytest.mark.thorough
+def test_every_mislabelled_trace_breaks_a_contract(
+    planter: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aprjax.contracts.check.bench import Bench
+
+    shop = planter.bench.workshop("tiny", tmp_path)
+    traces, faults = planter.judging_traces, planter.trace_faults
+    studio = traces.Studio("tiny", shop.ref, tmp_path, shop.tokens)
+    sound = planter.cases.Case("tiny", "clean", "trace of a sound engine")
+    (clean,) = studio.run([sound])
+
+    def outcome_for(name: str, values: Any) -> Any:
+        # As upstream leaves a dump: numbers, and what was fed.
+        folder = planter.trace_files.save_folder(tmp_path / name, values, studio.ref.config.num_heads)
+        (folder / "_PROVENANCE.txt").write_text(f"tokens:                {list(studio.tokens)}\n", encoding="utf-8")
+        return outcome(Bench(str(folder), str(shop.ref.path), both="float32"), "APRJAX-TRACE-001")
+
+    assert outcome_for("sound", clean).status is Status.PASS
+    unseen = []
+    for name, fault in faults.TRACE_FAULTS.items():
+        values, _ = fault.spoil(clean, [1], studio.ref.config.head_dim)
+        found = outcome_for(name, values)
+        if found.status is not Status.FAIL or not any(word in found.reason for word in fault.explained):
+            unseen.append((name, found.reason))
+    for name, explained in faults.TOKEN_FAULTS.items():
+        fed = faults.other_tokens(name, studio.tokens, bos=studio.ref.config.vocab_size - 1)
+        (values,) = planter.judging_traces.run_engines(studio.engine, fed, [()])
+        found = outcome_for(name, values)
+        if found.status is not Status.FAIL or not any(word in found.reason for word in explained):
+            unseen.append((name, found.reason))
+    assert len(faults.TRACE_FAULTS) >= 20
+    assert unseen == []
+    # A pair of files: what aprjax itself dumps.
+    pair = Bench(str(shop.clean), str(shop.ref.path), both="float32")
+    monkeypatch.setattr(pair, "prompt", lambda name: SimpleNamespace(ids=studio.tokens))
+    assert outcome(pair, "APRJAX-TRACE-001").status is Status.PASS
+    pair.close()

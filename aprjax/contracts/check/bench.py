@@ -17,7 +17,7 @@ from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.margins.pair import AnySide, compare_margins
 from aprjax.bisect.margins.report import FedTokens, MarginsReport
-from aprjax.bisect.open_sides import Opened, arithmetics, open_two, run_side
+from aprjax.bisect.open_sides import Opened, arithmetics, run_side
 from aprjax.bisect.tokens.compare import compare_tokens
 from aprjax.bisect.tokens.fed import TokensReport, tokenize_both
 from aprjax.bisect.tokens.report import TokensComparison
@@ -25,6 +25,7 @@ from aprjax.bisect.traced import Side, Traced, llama_preset
 from aprjax.checkpoint.convert import convert
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.contracts.check.answers import Answer, answers_json, ask
+from aprjax.contracts.check.opening import open_pair
 from aprjax.contracts.check.traced_pass import Observer, TracedPass
 from aprjax.contracts.types import CheckedSide, LayerStep
 from aprjax.qwen2.arithmetic import Arithmetic, preset
@@ -64,7 +65,7 @@ class Bench:
         progress: Progress = lambda what, done, total: None,
     ) -> None:
         enable_compilation_cache()
-        self.opened = open_two(model, ref)
+        self.opened = open_pair(model, ref)
         self.steps = steps
         self.progress = progress
         self.artifacts: dict[str, str] = {}

@@ -14,7 +14,7 @@ from aprjax.contracts.check.bench import Bench
 from aprjax.contracts.check.measurement import RULES, Asked, Measurement, judged
 from aprjax.contracts.types import CheckReport, Contract, FalsificationTest, TestOutcome
 
-_MODULES = ("files", "forward", "generation", "kernels", "layers", "output", "qa", "ship", "text", "trace")
+_MODULES = ("files", "forward", "generation", "identity", "kernels", "layers", "output", "qa", "ship", "text", "trace")
 # This one looks at what all others left behind.
 _LAST = ("FALSIFY-QA-001",)
 Progress = Callable[[str, int, int], None]

@@ -1,0 +1,252 @@
+"""Texts of 512 tokens, as many as upstream's gate gave, and whether two arithmetics drift apart along them.
+
+The part `long` of `degenerate_text.py`. Nothing ends these texts: stop tokens are written, and generation goes on. They
+are llama.cpp's, run three ways that are all honest, and of files with noise on every block scale. Along the plain
+engine's own text our two arithmetics are then run at once, so that each position has the whole text behind it: a drift
+that adds up over the tokens would be larger at the end than at the beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from greedy_texts import judged_text, shown
+
+TOKENS = 512
+# Prefixes at which a text is judged.
+JUDGED = (24, 96, 256, TOKENS)
+NOISES = (0.03, 0.1, 0.2)
+# Positions that are summed up together.
+WINDOW = 64
+SOUND = "none: plain"
+# Engine options by name; see `aprjax.trace.llama_cpp.LlamaOptions`. One thread: ggml's wait for each other by spinning,
+# which on a machine that does other work as well takes longer than one alone.
+ENGINES: dict[str, dict[str, Any]] = {
+    SOUND: {},
+    "none: float16 cache": {"type_k": "f16", "type_v": "f16"},
+    "none: float16 cache, flash attention": {"type_k": "f16", "type_v": "f16", "flash_attention": True},
+}
+Noise = Callable[[Any, float], Any]
+
+
+def measure(model: str, names: Sequence[str], path: Path, noise: Noise, stop: Callable[[], bool]) -> None:
+    """Measures what the file lacks, a text or a drift at a time, until it is time to stop."""
+    from aprjax.checkpoint import open_checkpoint
+    from aprjax.checkpoint.fetch import fetch
+
+    document = json.loads(path.read_text("ascii")) if path.exists() else {"model": model, "texts": [], "drift": []}
+    file = open_checkpoint(fetch(model, None, lambda what, done, total: None))
+    for rows in texts(file, names, {row["fault"] for row in document["texts"]}, noise):
+        document["texts"] += rows
+        write(path, document)
+        if stop():
+            return
+    plain = {row["prompt"]: row for row in document["texts"] if row["fault"] == SOUND}
+    for name in names:
+        if name not in {row["prompt"] for row in document["drift"]}:
+            document["drift"].append(drift(file, plain[name]))
+            write(path, document)
+            if stop():
+                return
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """The JSON, a line for each text."""
+    text = json.dumps(document, ensure_ascii=True)
+    path.write_text(text.replace('{"fault": ', '\n{"fault": ').replace('{"prompt": ', '\n{"prompt": ') + "\n", "ascii")
+
+
+def texts(file: Any, names: Sequence[str], done: set[str], noise: Noise) -> Iterator[list[dict[str, Any]]]:
+    """The texts of every engine and every noise that is not done."""
+    for name, options in ENGINES.items():
+        if name not in done:
+            about = {"fault": name, "noise": 0.0}
+            yield generated(file, file.path, names, about, options)
+    for size in NOISES:
+        name = f"noise of {size:.0%} on every scale"
+        if name in done:
+            continue
+        with tempfile.TemporaryDirectory(prefix="aprjax-") as folder:
+            target = Path(folder) / "noisy.gguf"
+            shutil.copyfile(file.path, target)
+            noisy = noise(file, size)
+            with target.open("r+b") as stream:
+                for key, tensor in noisy.tensors.items():
+                    if tensor.data is not file.tensors[key].data:
+                        stream.seek(tensor.offset)
+                        stream.write(tensor.data.tobytes())
+            yield generated(file, target, names, {"fault": name, "noise": size}, {})
+
+
+def generated(
+    file: Any, path: Path, names: Sequence[str], about: dict[str, Any], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """llama.cpp's greedy texts, judged at several lengths."""
+    from aprjax.bisect.chatml.facts import decode_text
+    from aprjax.bisect.chatml.prompts import chosen_prompts
+    from aprjax.text import Tokenizer
+    from aprjax.trace.llama_cpp import LlamaOptions
+    from aprjax.trace.llama_cpp_generate import generate_llama_cpp
+
+    print(about["fault"], file=sys.stderr, flush=True)
+    tokenizer, prompts = Tokenizer.from_checkpoint(file), chosen_prompts(names)
+    ids = [list(tokenizer.encode(prompt.fed("once"))) for prompt in prompts]
+    found = generate_llama_cpp(
+        path, ids, max_new_tokens=TOKENS, ignore_stop=True, options=LlamaOptions(threads=1, **options)
+    )
+    rows = []
+    for prompt, fed, run in zip(prompts, ids, found.runs, strict=True):
+        tokens = [int(token) for token in run.tokens]
+        ends = [index for index, token in enumerate(tokens) if token in tokenizer.stop_ids]
+        judged = {
+            str(count): judged_text(decode_text(tokenizer, tokens[:count]), tokens[:count], prompt, "once")
+            for count in JUDGED
+        }
+        rows.append(
+            {
+                **about,
+                "engine": {key: found.engine[key] for key in ("version", "commit") if key in found.engine},
+                "prompt": prompt.name,
+                "fed": fed,
+                "tokens": tokens,
+                "first_stop": ends[0] if ends else None,
+                "states": {count: one["state"] for count, one in judged.items()},
+                "gate": judged[str(TOKENS)]["gate"],
+                "repetition": judged[str(TOKENS)]["repetition"],
+                "text": judged[str(TOKENS)]["text"],
+            }
+        )
+    return rows
+
+
+def drift(file: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """Our two arithmetics along the engine's text: cosine by position, and where the engine's choice is another's."""
+    from aprjax.qwen2 import PRESETS
+    from aprjax.qwen2.compilation import enable_compilation_cache
+    from aprjax.qwen2.model import Qwen2
+
+    print(f"drift: {row['prompt']}", file=sys.stderr, flush=True)
+    enable_compilation_cache()
+    ids, first = [*row["fed"], *row["tokens"]], len(row["fed"]) - 1
+    logits = {}
+    for name in ("llama.cpp", "float32"):
+        found = Qwen2(file, PRESETS[name])(ids[:-1])
+        logits[name] = np.asarray(found)[first:].astype(np.float32)
+    ours, other = logits["llama.cpp"], logits["float32"]
+    dots = np.einsum("pv,pv->p", ours, other, dtype=np.float64)
+    sizes = [np.sqrt(np.einsum("pv,pv->p", one, one, dtype=np.float64)) for one in (ours, other)]
+    chosen = np.asarray(row["tokens"])
+    top = np.partition(ours, -2, axis=1)[:, -2:]
+    return {
+        "prompt": row["prompt"],
+        "cosine": [round(float(value), 7) for value in dots / sizes[0] / sizes[1]],
+        "not_ours": [int(index) for index in np.flatnonzero(ours.argmax(axis=1) != chosen)],
+        "not_float32": [int(index) for index in np.flatnonzero(other.argmax(axis=1) != chosen)],
+        "margin": [round(float(value), 5) for value in top[:, 1] - top[:, 0]],
+    }
+
+
+def windows(cosines: Sequence[float]) -> list[tuple[int, float, float]]:
+    """Begin, median and least of 1 - cosine, of each window."""
+    found = []
+    for begin in range(0, len(cosines), WINDOW):
+        away = [1 - value for value in cosines[begin : begin + WINDOW]]
+        found.append((begin, median(away), max(away)))
+    return found
+
+
+def section(document: dict[str, Any]) -> list[str]:
+    """What the long texts say, for the page."""
+    rows, sound = document["texts"], {r["prompt"]: r for r in document["texts"] if r["fault"] == SOUND}
+    engine = next(iter(rows))["engine"]
+    lines = [
+        f"## {TOKENS} tokens that nothing ends",
+        "",
+        f"Greedy texts of llama.cpp ({', '.join(engine.values())}), stop tokens written and passed over. The gate and",
+        "our measure of loops judge the beginnings, too. A text parts from the plain engine's at the token named.",
+        "",
+        "| fault | prompt | first stop token | parts at | " + " | ".join(map(str, JUDGED)) + " | the end of the text |",
+        "|---|---|---:|---:|" + "---|" * len(JUDGED) + "---|",
+    ]
+    for row in rows:
+        at = parts_at(row["tokens"], sound[row["prompt"]]["tokens"])
+        states = " | ".join(row["states"][str(count)] for count in JUDGED)
+        lines.append(
+            f"| {row['fault']} | {row['prompt']} | {_dash(row['first_stop'])} | {_dash(at)} | {states} | "
+            f"{shown(row['text'][-60:])} |"
+        )
+    lines += ["", *_drift_section(document["drift"])]
+    return lines
+
+
+def _drift_section(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [
+        "Along the plain engine's texts, our arithmetics `llama.cpp` and `float32`, each position with the whole text",
+        "behind it: how far the cosine of their logits falls short of 1, as median and most of a window of positions.",
+        "",
+        "| positions | " + " | ".join(f"{row['prompt']}, median | most" for row in rows) + " |",
+        "|---|" + "---:|---:|" * len(rows),
+    ]
+    for parts in zip(*(windows(row["cosine"]) for row in rows), strict=True):
+        begin = parts[0][0]
+        cells = " | ".join(f"{middle:.1e} | {most:.1e}" for _, middle, most in parts)
+        lines.append(f"| {begin} to {begin + WINDOW - 1} | {cells} |")
+    for row in rows:
+        near = max((row["margin"][index] for index in row["not_float32"]), default=0.0)
+        lines += [
+            "",
+            f"{row['prompt']}: the engine's choice is that of our `llama.cpp` at "
+            f"{TOKENS - len(row['not_ours'])} of {TOKENS} positions, of `float32` at "
+            f"{TOKENS - len(row['not_float32'])}; where not, its margin in `llama.cpp` is {near:.3f} logits at most.",
+        ]
+    return [*lines, ""]
+
+
+def findings(document: dict[str, Any]) -> list[str]:
+    """The answer in a few lines."""
+    lines = []
+    honest = [row for row in document["texts"] if not row["noise"]]
+    bad = {count: [r for r in honest if r["states"][str(count)] not in ("clean", "flagged")] for count in JUDGED}
+    counted = ", ".join(f"{len(rows)} within {count}" for count, rows in bad.items())
+    lines.append(
+        f"- **{TOKENS} tokens, nothing planted**: of {len(honest)} texts of llama.cpp that nothing ends, refused or "
+        f"looping are {counted} tokens. Each first writes a stop token, "
+        f"at {max(r['first_stop'] for r in honest if r['first_stop'] is not None)} at the latest."
+    )
+    for size in dict.fromkeys(row["noise"] for row in document["texts"] if row["noise"]):
+        rows = [row for row in document["texts"] if row["noise"] == size]
+        worse = [row for row in rows if row["states"][str(TOKENS)] not in ("clean", "flagged")]
+        lines.append(f"- **{TOKENS} tokens, noise of {size:.0%}**: {len(worse)} of {len(rows)} refused or looping.")
+    for row in document["drift"]:
+        parts = windows(row["cosine"])
+        lines.append(
+            f"- **Drift along {row['prompt']}**: the median cosine of the two arithmetics' logits falls short of 1 by "
+            f"{parts[0][1]:.1e} over the first {WINDOW} tokens and by {parts[-1][1]:.1e} over the last {WINDOW}."
+        )
+    return lines
+
+
+def parts_at(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first token in which two texts differ; None where none does."""
+    return next((index for index, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
+
+
+def _dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def until(minutes: float) -> Callable[[], bool]:
+    """Whether so many minutes are over."""
+    end = time.monotonic() + 60 * minutes
+    return lambda: time.monotonic() > end
