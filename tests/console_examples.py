@@ -1,8 +1,9 @@
 """The examples in README and docs: found, run, and held to what the page shows.
 
 A block ```console or ```python is preceded by `<!-- test: KIND -->`. In a console block lines that begin with `$ ` are
-commands, and the lines below are their output, stdout and stderr as a terminal of 80 columns would show them. `…` alone
-on a line stands for any lines. A command succeeds unless `$ echo $?` follows, which shows another exit code.
+commands, which a backslash continues on the next line, and the lines below are their output, stdout and stderr as a
+terminal of 80 columns would show them. `…` alone on a line stands for any lines. A command succeeds unless `$ echo $?`
+follows, which shows another exit code.
 
     python tests/console_examples.py docs/commands/files.md
 
@@ -42,10 +43,15 @@ _DURATION = re.compile(r"\b\d+(?:\.\d+)?(?= ?(?:s|ms|min|seconds)\b)")
 
 @dataclass(frozen=True)
 class Command:
-    """A command, and the lines that the page shows below it."""
+    """A command as it is written, and the lines that the page shows below it."""
 
-    line: str
+    written: str
     shown: list[str] = field(default_factory=list)
+
+    @property
+    def line(self) -> str:
+        """The command on one line."""
+        return re.sub(r"\s*\\\n\s*", " ", self.written)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Block:
             ValueError: it begins with output.
         """
         found: list[Command] = []
-        for line in self.text.splitlines():
+        for line in re.split(r"(?<!\\)\n", self.text.rstrip("\n")):
             if line.startswith("$ "):
                 found.append(Command(line[2:]))
             elif found:
@@ -264,7 +270,7 @@ def _aligned(shown: Sequence[str], lines: Sequence[str]) -> list[int]:
     from difflib import SequenceMatcher
 
     def masked(line: str) -> str:
-        return re.sub(r"[\d.]+", "#", " ".join(line.split()))
+        return _FLOAT.sub("#", " ".join(line.split()))
 
     # best[i][j]: the likeness of the first i shown to the first j printed, and which were chosen.
     best: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, ())] * (len(lines) + 1) for _ in range(len(shown) + 1)]
@@ -290,7 +296,7 @@ def renew(markdown: str, examples: Examples, kinds: Sequence[str]) -> str:
         new = [
             line
             for command, output in examples.outputs(found)
-            for line in (f"$ {command.line}", *renewed(command.shown, output))
+            for line in (f"$ {command.written}", *renewed(command.shown, output))
         ]
         return match[0].replace(found.text, "\n".join(new) + "\n")
 

@@ -13,16 +13,29 @@ from pathlib import Path
 
 from console_examples import ROOT, Examples, renew
 
-# What docs/commands/index.md asks a reader to run first.
-SETUP = ("python -m aprjax demo", "python -m aprjax demo --fault chatml-row --out out/chatml")
+# What docs/commands/index.md asks a reader to do first.
+SETUP = (
+    "python -m aprjax demo",
+    "python -m aprjax demo --fault chatml-row --out out/chatml",
+    "cp aprjax/assets/tiny-qwen2-q4_k.gguf out/sound.gguf",
+)
 
 
-def make_demo_files(folder: Path) -> None:
-    """Does what the reader of a page has done: the clone is there, and both demos have been run."""
-    for name in ("aprjax", "contracts", "evidence", "tests", "benchmarks"):
+def make_demo_files(folder: Path, *, judged: bool = True) -> None:
+    """Does what the reader of a page has done: the clone is there, and both demos have been run.
+
+    Without `judged` the demos' files are made, and not their reports, which take compiling.
+    """
+    for name in ("aprjax", "contracts", "evidence", "tests"):
         (folder / name).symlink_to(ROOT / name)
+    if not judged:
+        from aprjax.demo import DemoFault, prepare
+
+        for fault, name in ((DemoFault.GATE_UP_SWAPPED, "demo"), (DemoFault.CHATML_ROW, "chatml")):
+            (folder / "out" / name).mkdir(parents=True)
+            prepare(fault, folder / "out" / name)
     examples = Examples(folder)
-    for line in SETUP:
+    for line in SETUP if judged else SETUP[-1:]:
         output = examples.run(line)
         assert examples.code == 0, output
 
@@ -46,7 +59,7 @@ def main(arguments: list[str]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 text = renew(page.read_text(encoding="utf-8"), Examples(new_folder(Path(made), Path(folder))), kinds)
             page.write_text(text, encoding="utf-8")
-            print(page)
+            print(page, flush=True)
 
 
 if __name__ == "__main__":
