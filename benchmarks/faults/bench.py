@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cases import Case, file_cases, mha_cases
 from container import PlantError
+from engine import Values
 from judging import Result, judge_file
 from judging_pairs import clean_cases, judge_clean, judge_located, judge_pair, pair_cases
 from judging_traces import Studio, engine_cases, judge_engine, judge_trace, trace_cases
@@ -81,9 +82,9 @@ def all_cases(shop: Workshop, *, few: bool) -> list[Case]:
         computed = [*computed[1:40:19], *in_layers[::4]]
         traces, pairs, probes, names = traces[::3], 5, ("direct", "chatml"), _FEW
     if shop.name == "1.5b":
-        # More seconds each: every fault of a file once.
-        files, computed, traces = files[::2], computed[::12], traces[::6]
-        pairs, located, probes, names = 2, 6, ("direct",), _FEW
+        # A minute or more each: of every kind of fault some, at the first, the middle and the last layer.
+        files, computed, traces = files[4::11], in_layers[::7], traces[1::10]
+        pairs, located, probes, names = 1, 4, ("direct",), ("llama.cpp",)
     cases = [*files, *computed, *traces]
     cases += pair_cases(files, pairs, seed=1)
     cases += pair_cases(in_layers, pairs, seed=2)
@@ -125,14 +126,20 @@ def results(shop: Workshop, cases: Sequence[Case], before: Container[str] = ()) 
         return
     studio = Studio(shop.name, shop.ref, shop.folder, shop.tokens)
     sound = Case(shop.name, "clean", "trace of a sound engine")
-    (clean,) = studio.run([sound])
-    if sound.key not in before:
-        yield sound, judge_engine(studio, sound, clean)
+    clean: Values | None = None
     for start in range(0, len(traced), AT_ONCE):
-        batch = [case for case in traced[start : start + AT_ONCE] if case.group != "trace"]
-        for case, values in zip(batch, studio.run(batch) if batch else [], strict=True):
+        group = traced[start : start + AT_ONCE]
+        batch = [case for case in group if case.group != "trace"]
+        if clean is None:
+            # The sound engine goes through the weights with the first faulty ones.
+            clean, *ran = studio.run([sound, *batch])
+            if sound.key not in before:
+                yield sound, judge_engine(studio, sound, clean)
+        else:
+            ran = studio.run(batch) if batch else []
+        for case, values in zip(batch, ran, strict=True):
             yield case, judge_engine(studio, case, values, clean=clean if real else None)
-        for case in traced[start : start + AT_ONCE]:
+        for case in group:
             if case.group == "trace":
                 yield case, judge_trace(studio, case, clean)
 

@@ -66,6 +66,7 @@ class Workshop:
     tokens: tuple[int, ...]
     arithmetic: Arithmetic | None = None
     _file: Any = field(default=None, repr=False)
+    _copied: bool = field(default=False, repr=False)
 
     @property
     def layers(self) -> int:
@@ -84,8 +85,10 @@ class Workshop:
             target.unlink()
             return
         target = self.folder / f"{self.name}-copy{self.clean.suffix}"
-        if not target.exists():
+        if not self._copied:
+            # A copy that is there may still hold a fault: of a run that was interrupted.
             shutil.copyfile(self.clean, target)
+            self._copied = True
         patches = file.patches
         try:
             _patch(target, patches)

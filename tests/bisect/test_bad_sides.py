@@ -96,6 +96,19 @@ def test_a_trace_without_what_is_needed(folder: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
+    "command", ["layers", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("replay", "explain"))]
+)
+def test_a_trace_with_missing_stages_agrees_with_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file, trace = str(folder / "base.apr"), str(folder / "lacking.safetensors")
+    sides = ("--model", trace, "--ref", file) if command == "layers" else (trace, "--file", file)
+    code, text = said(capsys, command, *sides)
+    assert code == 3
+    assert "which were not measured: everything of layer 1, lm_head; record it again with all stages" in text
+
+
+@pytest.mark.parametrize(
     ("command", "place"),
     [
         pytest.param("layers", "position 2, channel 7", marks=pytest.mark.thorough),

@@ -206,6 +206,11 @@ def test_a_missing_stage_is_unmeasured_and_what_follows_it_is_judged_over_both(
     for trace, expected in ((sound, []), (faulty, [(0, Stage.FFN_SWIGL)])):
         report = replay(with_values(trace, lacking), file, LLAMA)
         assert unexplained(report) == expected
+        # A fault may lie in what was not measured: that is no agreement.
+        assert report.verdict is (Verdict.DIVERGENCE if expected else Verdict.UNMEASURED)
+        assert expected or report.reason.startswith(
+            "the trace lacks 4 values, which were not measured: ffn_silu of all"
+        )
         by_place = {(node.layer, node.stage): node for node in report.nodes}
         for key in lacking:
             assert by_place[key].verdict is NodeVerdict.UNMEASURED
@@ -223,7 +228,7 @@ def test_the_head_is_replayed_some_positions_at_a_time(
     damaged = with_values(sound, {(OUTSIDE, Stage.LM_HEAD): logits})
     save(damaged, tmp_path / "saved.safetensors")
     whole = replay(damaged, file, LLAMA)
-    monkeypatch.setattr("aprjax.bisect.lockstep.LOGIT_ROWS", 4)
+    monkeypatch.setattr("aprjax.qwen2.streaming.LOGIT_ROWS", 4)
     monkeypatch.setattr("aprjax.bisect.lockstep._LEAST_ROWS", 1)
     for trace in (damaged, Trace.load(tmp_path / "saved.safetensors")):
         report = replay(trace, file, LLAMA)

@@ -21,6 +21,7 @@ from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.cli import main
 from aprjax.qwen2 import LAYER_STAGES, OUTSIDE, PRESETS, Stage
 from aprjax.trace import MemoryTrace, save
+from aprjax.trace.lacking import NEVER_YIELDS
 
 LLAMA = PRESETS["llama.cpp"]
 EVERY = tuple(range(len(TOKENS)))
@@ -104,9 +105,14 @@ def test_stages_that_a_trace_lacks_are_unmeasured_and_not_zero(file: Checkpoint,
     lacking = (Stage.FFN_SILU, Stage.POST_FFN_RESIDUAL)
     values = {key: value for key, value in trace.values.items() if key[1] not in lacking}
     side, here = Traced(replace(trace, values=values), file, LLAMA), Runner(file, LLAMA)
-    for model, ref in ((side, here), (here, side)):
+    for model, ref, whose in ((side, here, "the model's"), (here, side, "the reference's")):
         report = compare(model, ref)
-        assert report.verdict is Verdict.AGREE
+        assert report.verdict is Verdict.UNMEASURED
+        assert report.reason.startswith(
+            f"{whose} trace lacks 4 values, which were not measured: ffn_silu of all layers, post_ffn_residual of all "
+            "layers; record it again"
+        )
+        assert "no stage differs by more than rounding explains" in report.reason
         for layer in report.layers[1:]:
             assert tuple(layer.stages) == LAYER_STAGES
             silu = layer.stages[Stage.FFN_SILU]
@@ -115,27 +121,48 @@ def test_stages_that_a_trace_lacks_are_unmeasured_and_not_zero(file: Checkpoint,
             assert layer.stages[Stage.FFN_SWIGL].local_rel_l2 is not None
         assert any(f.id == "stages-unmeasured" and "ffn_silu" in f.message for f in report.findings)
         assert json.dumps(report.to_json(), allow_nan=False)
-        assert "agree" in report._repr_html_().lower()
+        assert "unmeasured" in report._repr_html_().lower()
+
+
+def test_what_an_engine_never_yields_is_not_lacking(file: Checkpoint, trace: MemoryTrace) -> None:
+    silent = (Stage.FFN_SILU, Stage.ATTN_SCORES)
+    values = {key: value for key, value in trace.values.items() if key[1] not in silent}
+    said = replace(trace.info, engine={**trace.info.engine, NEVER_YIELDS: "ffn_silu, attn_scores"})
+    side, here = Traced(replace(trace, values=values, info=said), file, LLAMA), Runner(file, LLAMA)
+    for model, ref in ((side, here), (here, side), (side, Traced(trace, file, LLAMA))):
+        assert compare(model, ref).verdict is Verdict.AGREE
+    # One value more is gone by accident.
+    del values[1, Stage.FFN_UP]
+    report = compare(side, here)
+    assert report.verdict is Verdict.UNMEASURED
+    assert "lacks 1 value, which was not measured: ffn_up of layer 1; record it" in report.reason
+
+
+def test_a_divergence_stays_one_where_values_are_lacking(file: Checkpoint, other_file: Checkpoint) -> None:
+    trace = sound_trace(other_file, LLAMA)
+    values = {key: value for key, value in trace.values.items() if key[0] != 0}
+    report = compare(Traced(replace(trace, values=values), other_file, LLAMA), Runner(file, LLAMA))
+    assert (report.verdict, place(report)) == (Verdict.DIVERGENCE, (1, Stage.FFN_UP))
 
 
 @pytest.mark.parametrize(
-    ("kept", "verdict", "words"),
+    ("kept", "words"),
     [
-        ([], Verdict.UNMEASURED, "no value of any layer"),
-        ([(OUTSIDE, Stage.EMBEDDING)], Verdict.UNMEASURED, "no value of any layer"),
-        ([(0, stage) for stage in LAYER_STAGES], Verdict.AGREE, "1 of 2 layers were not measured"),
-        ([(1, stage) for stage in LAYER_STAGES], Verdict.AGREE, "the logits were not measured"),
+        ([], "no value of any layer"),
+        ([(OUTSIDE, Stage.EMBEDDING)], "no value of any layer"),
+        ([(0, stage) for stage in LAYER_STAGES], "embedding, final_norm, lm_head; record"),
+        ([(1, stage) for stage in LAYER_STAGES], "everything of layer 0, embedding"),
     ],
     ids=["nothing", "embedding", "first layer", "last layer"],
 )
 def test_a_trace_that_ends_early_is_judged_as_far_as_it_goes(
-    file: Checkpoint, trace: MemoryTrace, kept: list[tuple[int, Stage]], verdict: Verdict, words: str
+    file: Checkpoint, trace: MemoryTrace, kept: list[tuple[int, Stage]], words: str
 ) -> None:
     part = replace(trace, values={key: value for key, value in trace.values.items() if key in kept})
     side, here = Traced(part, file, LLAMA), Runner(file, LLAMA)
     for model, ref in ((side, here), (here, side), (side, Traced(trace, file, LLAMA))):
         report = compare(model, ref)
-        assert report.verdict is verdict
+        assert report.verdict is Verdict.UNMEASURED
         assert words in report.reason
         assert "no position flips" not in report.reason
         measured = [(r.layer, s) for r in report.layers for s, found in r.stages.items() if not found.unmeasured]

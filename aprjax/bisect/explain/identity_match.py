@@ -107,7 +107,8 @@ def read_value(
         return None
     orders = layouts(raw, key[1], count, config, by_heads=key[1] in dump.by_heads) if raw.size == width * count else ()
     arranged = [(words, value) for words, value in orders if words]
-    for reading in _others(key, flat, arranged, points, config):
+    limit = min(CLOSE, claimed.distance / CLEARLY)
+    for reading in _others(key, flat, arranged, points, config, limit=limit):
         if reading.distance < best.distance:
             best = replace(reading, claimed=claimed.distance, claimed_rows=claimed_rows, padding=padding)
     nearer = best.distance <= CLOSE and best.distance * CLEARLY <= claimed.distance
@@ -153,15 +154,17 @@ def _others(
     arranged: list[tuple[str, np.ndarray]],
     points: Mapping[Point, np.ndarray],
     config: ModelConfig,
+    *,
+    limit: float,
 ) -> Iterator[Reading]:
-    """Every other reading: its point, then its rows, then its order."""
+    """Every other reading that may lie within `limit`: its point, then its rows, then its order."""
     stage = key[1]
     for point, value in _nearest_first(points, *key):
         width = value.shape[1]
         if flat.size % width or (stage in BY_KEY) != (point.stage in BY_KEY):
             continue
         rows = flat.reshape(-1, width)
-        yield from _by_rows(key, point, rows, value, config)
+        yield from _by_rows(key, point, rows, value, config, limit=limit)
         for words, numbers in arranged:
             if numbers.shape == value.shape:
                 everyone = tuple(range(len(value)))
@@ -178,7 +181,9 @@ def _nearest_first(points: Mapping[Point, np.ndarray], layer: int, stage: Stage)
     )
 
 
-def _by_rows(key: Key, point: Point, found: np.ndarray, value: np.ndarray, config: ModelConfig) -> Iterator[Reading]:
+def _by_rows(
+    key: Key, point: Point, found: np.ndarray, value: np.ndarray, config: ModelConfig, *, limit: float
+) -> Iterator[Reading]:
     """The rows matched with positions one by one, and one row with their mean."""
     count = len(value)
     if key[1] in BY_KEY and len(found) == count:
@@ -187,8 +192,11 @@ def _by_rows(key: Key, point: Point, found: np.ndarray, value: np.ndarray, confi
         ours, theirs = (_visible(key[1], v, everyone, config.num_heads)[0] for v in (found, value))
         yield Reading(key, point, everyone, "", float(row_distances(ours, theirs).max()), np.inf, None)
         return
-    rows, distance = nearest_rows(found, value)
-    yield Reading(key, point, rows, "", distance, np.inf, None)
+    # One row that is far from every position settles it, and behind a fault nearly all are. The last, since of the
+    # first position's few massive channels every layer's residual stream has the same.
+    if not row_distances(np.broadcast_to(found[-1], value.shape), value).min() > limit:
+        rows, distance = nearest_rows(found, value)
+        yield Reading(key, point, rows, "", distance, np.inf, None)
     if len(found) == 1 and count > 1:
         mean = value.mean(axis=0, dtype=np.float64)[None]
         yield Reading(key, point, (), "", float(row_distances(found, mean).max()), np.inf, None)

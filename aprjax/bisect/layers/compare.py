@@ -37,6 +37,7 @@ from aprjax.bisect.traced import Side, Traced, side_info, traced_pairs
 from aprjax.checkpoint.types import Finding, UnmeasurableError
 from aprjax.qwen2.loading import require_runnable
 from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.trace.lacking import unmeasured_part
 
 _BEYOND = "the trace ends before this stage"
 
@@ -109,7 +110,7 @@ def layers(
                 require_runnable(side.checkpoint)
         _measure(state, tokens, progress, observe)
     clock["layers"] = time.perf_counter()
-    verdict, reason = _verdict(state, tokens)
+    verdict, reason = _as_far_as_measured(state, *_verdict(state, tokens))
     return LayersReport(
         verdict=verdict,
         reason=reason,
@@ -315,6 +316,20 @@ def _tokens_divergence(tokens: TokensReport) -> FirstDivergence | None:
         "`python -m aprjax tokens` says which token, and why",
         Confidence(Level.CERTAIN, "both tokenizers were run on the text"),
     )
+
+
+def _as_far_as_measured(state: _State, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
+    """No agreement where a trace lacks values that its engine has: a fault may lie just there."""
+    known = state.ref.checkpoint or state.model.checkpoint
+    if verdict.exit_code != Verdict.AGREE.exit_code or known is None:
+        return verdict, reason
+    sides = (("the model's trace", state.model), ("the reference's trace", state.ref))
+    lacks = [
+        unmeasured_part(side.trace, known.config.num_layers, whose) for whose, side in sides if isinstance(side, Traced)
+    ]
+    if not any(lacks):
+        return verdict, reason
+    return Verdict.UNMEASURED, f"{'; '.join(filter(None, lacks))}. Of what was measured, {reason}"
 
 
 def _verdict(state: _State, tokens: TokensReport) -> tuple[Verdict, str]:

@@ -25,6 +25,7 @@ from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
 from aprjax.qwen2.loading import head_tensor, require_runnable
 from aprjax.qwen2.stages import OUTSIDE, STAGE_INPUTS, Stage
 from aprjax.trace import AnyTrace
+from aprjax.trace.lacking import unmeasured_part
 
 _RANK = {
     NodeVerdict.EXACT: 0,
@@ -73,6 +74,9 @@ def replay(
     tables = [[of_all_rows(column) for column in zip(*rows, strict=True)] for rows in parts.values()]
     nodes = tuple(_choose(tables, arithmetics))
     verdict, reason = _verdict(nodes)
+    lacks = unmeasured_part(trace, checkpoint.config.num_layers, "the trace") if verdict is Verdict.AGREE else ""
+    if lacks:
+        verdict, reason = Verdict.UNMEASURED, f"{lacks}. Of what was measured, {reason}"
     info = trace.info
     return ReplayReport(
         verdict=verdict,

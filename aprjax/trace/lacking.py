@@ -1,0 +1,81 @@
+"""What a trace lacks: values that its engine computes and that are not there, so that nothing was measured of them.
+
+Some engines never yield some stages: a fused kernel has nothing between its operations. A trace of such an engine lacks
+nothing. A trace says so by its engine and options, or in words: `never_yields` in `TraceInfo.engine`, names of stages
+with commas between them.
+"""
+
+from __future__ import annotations
+
+from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
+from aprjax.trace.memory import AnyTrace
+from aprjax.trace.trace import TraceInfo
+
+NEVER_YIELDS = "never_yields"
+Place = tuple[int, Stage]
+
+
+def never_yielded(info: TraceInfo) -> frozenset[Stage]:
+    """The stages that a trace's engine computes without leaving a value behind, by what the trace says of it."""
+    names = {name.strip() for name in info.engine.get(NEVER_YIELDS, "").split(",")}
+    declared = {stage for stage in Stage if str(stage) in names}
+    if info.arithmetic.startswith("llama.cpp (live)"):
+        from aprjax.trace.ggml_nodes import absent_stages
+
+        flash, step = info.engine.get("flash_attention") == "True", info.engine.get("step", "")
+        stepwise = step.isdecimal() and int(step) < len(info.tokens)
+        declared.update(absent_stages(flash_attention=flash, stepwise=stepwise))
+    elif info.engine.get("name") == "transformers":
+        from aprjax.trace.hf import ABSENT
+
+        declared.update(ABSENT)
+    return frozenset(declared)
+
+
+def lacking(trace: AnyTrace, num_layers: int) -> tuple[Place, ...]:
+    """The values that a whole trace of `num_layers` layers by this engine has and that this one lacks.
+
+    They are sorted by layer, those outside the layers first, and in execution order within a layer.
+    """
+    never, present = never_yielded(trace.info), set(trace)
+    wanted = [(OUTSIDE, stage) for stage in Stage if stage not in LAYER_STAGES]
+    wanted += [(layer, stage) for layer in range(num_layers) for stage in LAYER_STAGES]
+    return tuple(place for place in wanted if place not in present and place[1] not in never)
+
+
+def lacking_in_words(places: tuple[Place, ...], num_layers: int) -> str:
+    """`ffn_silu of layers 3 and 4, lm_head`: the stages that are not there, each with its layers."""
+    layers: dict[Stage, list[int]] = {}
+    for layer, stage in places:
+        layers.setdefault(stage, []).append(layer)
+    whole = [layer for layer in range(num_layers) if all((layer, stage) in set(places) for stage in LAYER_STAGES)]
+    words = [f"everything of {_layers(whole, num_layers)}"] if whole else []
+    for stage in [stage for stage in Stage if stage in layers]:
+        rest = [layer for layer in layers[stage] if layer not in whole]
+        if rest:
+            words.append(str(stage) if rest == [OUTSIDE] else f"{stage} of {_layers(rest, num_layers)}")
+    return ", ".join(words)
+
+
+def unmeasured_part(trace: AnyTrace, num_layers: int, whose: str) -> str:
+    """A sentence on what was not compared since a trace lacks it, and what to do; empty where it lacks nothing."""
+    places = lacking(trace, num_layers)
+    if not places:
+        return ""
+    count = "1 value, which was" if len(places) == 1 else f"{len(places)} values, which were"
+    return (
+        f"{whose} lacks {count} not measured: {lacking_in_words(places, num_layers)}; "
+        f"record it again with all stages, or let it say {NEVER_YIELDS!r} of the stages that its engine cannot give"
+    )
+
+
+def _layers(layers: list[int], num_layers: int) -> str:
+    """`layer 3`, `layers 3 to 9`, `layers 1, 4 and 7 more`."""
+    if len(layers) == num_layers:
+        return "all layers"
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    if layers == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    shown = ", ".join(map(str, layers[:3]))
+    return f"layers {shown}" + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
