@@ -32,7 +32,7 @@ LLAMA_PARTS := $(foreach part,COMMON TESTS TOOLS EXAMPLES SERVER,-DLLAMA_BUILD_$
 MODELS := qwen2.5-coder-0.5b qwen2.5-coder-1.5b
 FAULT ?= gate-up-swapped
 
-.PHONY: help setup peers models test test-real lint demo demo-real docs bench clean
+.PHONY: help setup peers models test test-real lint demo demo-real docs notebooks bench clean
 
 help:
 	@echo "setup      .venv with aprjax (editable) and the tools for developing it"
@@ -44,6 +44,7 @@ help:
 	@echo "demo       plants a fault in the model that aprjax carries, and finds it (FAULT=chatml-row: another)"
 	@echo "demo-real  the same with Qwen2.5-Coder-0.5B, which is fetched"
 	@echo "docs       the documentation, as pages"
+	@echo "notebooks  executes the notebooks, and writes their outputs in place"
 	@echo "bench      the benchmarks"
 	@echo "clean      removes what the targets made here, but not $(CACHE)"
 
@@ -141,6 +142,10 @@ demo-real: $(BIN)/.package-done
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "The documentation: out/site/index.html"
+
+notebooks: setup
+	$(BIN)/python -m aprjax fetch qwen2.5-coder-1.5b
+	$(BIN)/python notebooks/execute.py
 
 bench: peers models
 	set -e; for script in $(wildcard benchmarks/bench_*.py); do echo "== $$script"; $(BIN)/python $$script; done

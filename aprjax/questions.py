@@ -11,6 +11,7 @@ text, or token ids; where none is given, a recorded trace's own tokens, else the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -332,7 +333,9 @@ def chatml(
     from aprjax.bisect.chatml.prompts import UPSTREAM_PROMPTS, own_prompt
     from aprjax.bisect.open_sides import opened_file
 
-    chosen = UPSTREAM_PROMPTS if prompts is None else [own_prompt(text) for text in prompts]
+    # Cells go by the prompts' names.
+    own = [replace(own_prompt(text), name=text) for text in dict.fromkeys(prompts or ())]
+    chosen = UPSTREAM_PROMPTS if prompts is None else own
     asked = Asked(chosen, wraps, arithmetics, max_new_tokens, noise=noise)
     return run_chatml(opened_file(model), opened_file(ref), asked, state=state)
 
