@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from aprjax.bisect.files import compare_files
 from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.locate.command import locate_sides
 from aprjax.bisect.locate.report import LocateReport
-from aprjax.bisect.locate.run import locate
+from aprjax.bisect.locate.run import locate, noise_positions
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.parts import carrying_parts
 from aprjax.bisect.report import Verdict
@@ -99,6 +100,28 @@ def test_two_faults_are_found_in_order(base: Checkpoint) -> None:
     report = located(model, base)
     places = [(fault.layer, fault.stage) for fault in report.faults]
     assert places == [(0, Stage.FFN_OUT), (2, Stage.QKV_MATMUL)]
+
+
+def test_a_fault_below_the_noise_is_named_as_not_located(base: Checkpoint) -> None:
+    strong, weak = "model.layers.2.mlp.up_proj.weight", "model.layers.1.mlp.gate_proj.weight"
+    model = scaled(base, strong, 1.05)
+    values = np.array(model.tensors[weak].decode())
+    values[3, 5] += np.float32(1e-7)
+    report = located(with_tensor(model, weak, values), base, arithmetics=("float32", "float64"))
+    assert report.floor > 0
+    assert [(fault.layer, fault.stage) for fault in report.faults] == [(2, Stage.FFN_UP)]
+    (finding,) = [finding for finding in report.findings if finding.id == "not-located"]
+    assert finding.message.startswith(f"tensors that differ, at no located place: {weak}. ")
+    # Where all are located nothing is hidden.
+    assert not any(finding.id == "not-located" for finding in located(scaled(base, strong, 1.05), base).findings)
+
+
+@pytest.mark.parametrize(
+    ("compared", "measured"),
+    [((20,), range(13, 21)), ((3,), (1, 2, 3)), ((0,), (0,)), ((0, 5), (0, 1, 2, 3, 4, 5)), (range(9), range(9))],
+)
+def test_noise_is_measured_at_no_single_position(compared: Sequence[int], measured: Sequence[int]) -> None:
+    assert noise_positions(tuple(compared)) == tuple(measured)
 
 
 def test_two_faults_in_one_layer_are_found(base: Checkpoint) -> None:

@@ -28,6 +28,9 @@ def render(report: LocateReport, console: Console, *, every_run: bool = False) -
         if fault.next_step:
             console.print(f"  next: {escape(fault.next_step)}")
         console.print(f"  [dim]{escape(fault.confidence.sentence())}[/]")
+    for finding in report.findings:
+        if finding.id == "not-located":
+            console.print(f"[yellow]{escape(finding.message)}[/]", highlight=False)
     for effect in report.choices:
         console.print(f"[bold]{escape(effect.name)}[/]: {escape(effect.sentence())}", highlight=False)
     spent = ", ".join(f"{name} {s['runs']:.0f} runs = {s['passes']:.1f} passes" for name, s in report.passes.items())

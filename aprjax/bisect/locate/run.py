@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from aprjax.bisect.cause import STAGE_CONFIG, of_key
+from aprjax.bisect.cause import STAGE_CONFIG, of_key, tensors_of
 from aprjax.bisect.files import FilesReport
 from aprjax.bisect.locate.chosen import chosen_at, effects_everywhere
 from aprjax.bisect.locate.report import ChoiceEffect, LocatedFault, LocateReport, Run, place
@@ -30,6 +30,11 @@ from aprjax.qwen2.stages import Stage
 # Where nothing but the arithmetics differs, every product drifts a little: what makes less than this share of the
 # drift is not what is looked for. A place of the files is looked for down to the noise.
 _NEGLIGIBLE = 0.05
+# Tensors that a finding names; the rest is counted.
+_LISTED = 4
+# Where activations are quantized, noise at a position is a code that flips, or none: one position may show none where
+# the next has one. The root mean square of eight is known to a quarter (1 / sqrt(2 * 8)), far within NEAR_TIE_SIGMAS.
+LEAST_NOISE_POSITIONS = 8
 
 
 def locate(
@@ -103,7 +108,9 @@ def locate(
         flips=flips,
         sides={"model": side_info(model), "ref": side_info(ref)},
         prompt=PromptInfo(tokens.name, tokens.text, tokens.wrap, tokens.ids, positions),
-        findings=tuple(sided(f, "both") for f in (*_files_findings(files), *tokens.findings)),
+        findings=tuple(
+            sided(f, "both") for f in (*_files_findings(files), *_not_located(files, faults), *tokens.findings)
+        ),
         runs=tuple(search.runs),
         passes={name: {"runs": s.runs, "passes": round(s.passes, 3)} for name, s in spent.items()},
         seconds={"total": time.perf_counter() - start},
@@ -131,6 +138,23 @@ def _files_findings(files: FilesReport | None) -> list[Finding]:
     if files is None:
         return [Finding("files-compared", "info", "The files cannot be compared: the trace's own is not at hand.")]
     return [Finding("files-compared", "info", files.sentence()), *files.findings()]
+
+
+def _not_located(files: FilesReport | None, faults: tuple[LocatedFault, ...]) -> list[Finding]:
+    """The differing tensors that no located place reads: they are not cleared, but hidden or too weak to be seen."""
+    if files is None:
+        return []
+    read = {name for fault in faults for name in tensors_of(fault.layer, fault.stage)}
+    hidden = [tensor.name for tensor in files.differing if tensor.name not in read]
+    if not hidden:
+        return []
+    names = ", ".join(hidden[:_LISTED]) + (f" and {len(hidden) - _LISTED} more" if len(hidden) > _LISTED else "")
+    text = (
+        f"tensors that differ, at no located place: {names}. On these tokens that moves the logits by less than noise "
+        "explains, or by less than what is located behind it: mend that and run again, or compare under --arithmetic "
+        "float32, whose noise is least; `python -m aprjax files` says what became of them"
+    )
+    return [Finding("not-located", "warning", text)]
 
 
 def _config_causes(search: Search, drift: float, weights: WeightSource) -> tuple[tuple[LocatedFault, ...], float]:
@@ -186,11 +210,20 @@ def _floor(
     if same_layout and isinstance(ref, Runner) and model.arithmetic == ref.arithmetic:
         return 0.0, "one arithmetic, one program and one layout: without a cause both sides are equal to the bit"
     other = ref if isinstance(ref, Runner) else None
-    noise = measure_logit_noise(model, other, tokens, positions, steps=0, progress=progress)
+    noise = measure_logit_noise(model, other, tokens, noise_positions(positions), steps=0, progress=progress)
     # A model whose values are not finite has no noise to measure; the reference's stands for both.
     known = [change.sigma_vocabulary for change in noise.changes if np.isfinite(change.sigma_vocabulary)]
     sigma = max(known, default=0.0)
     return NEAR_TIE_SIGMAS * sigma, f"{NEAR_TIE_SIGMAS:.2f} times the measured noise; {noise.method}"
+
+
+def noise_positions(positions: Sequence[int]) -> tuple[int, ...]:
+    """Where noise is measured: the compared positions and, if they are few, those before them.
+
+    The first one is left out: its few massive activations make its noise another.
+    """
+    before = [position for position in range(max(positions) - 1, 0, -1) if position not in positions]
+    return tuple(sorted({*positions, *before[: max(0, LEAST_NOISE_POSITIONS - len(positions))]}))
 
 
 def _verdict(
