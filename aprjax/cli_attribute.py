@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from aprjax.cli_app import command
+from aprjax.cli_mesh import over_devices
 from aprjax.cli_options import (
     BothArithmetic,
     JsonOut,
@@ -45,6 +46,7 @@ class Base(StrEnum):
 
 
 @command
+@over_devices
 def attribute(
     *,
     model: Model,

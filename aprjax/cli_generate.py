@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from aprjax.cli_app import command
+from aprjax.cli_mesh import over_devices
 from aprjax.cli_options import (
     BothArithmetic,
     JsonOut,
@@ -32,6 +33,7 @@ DEFAULT_NEW_TOKENS = 128
 
 
 @command
+@over_devices
 def generate(
     *,
     model: Model,

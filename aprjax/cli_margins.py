@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from aprjax.cli_app import command
+from aprjax.cli_mesh import over_devices
 from aprjax.cli_options import (
     BothArithmetic,
     JsonOut,
@@ -31,6 +32,7 @@ from aprjax.console import show
 
 
 @command
+@over_devices
 def margins(
     *,
     model: Model,

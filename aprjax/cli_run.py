@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from aprjax.cli_app import command
+from aprjax.cli_mesh import over_devices
 from aprjax.cli_options import (
     SIDE,
     JsonOut,
@@ -30,6 +31,7 @@ DIVERGES = 1
 
 
 @command
+@over_devices
 def run(
     file: Annotated[str, typer.Argument(metavar="FILE", help=f"A {SIDE}.")],
     *,

@@ -21,6 +21,7 @@ from aprjax.qwen2.loading import embed
 from aprjax.qwen2.model import Qwen2, bucket, precision_scope, run_head, run_layer, run_norm
 from aprjax.qwen2.modules import Context, DecoderLayer
 from aprjax.qwen2.rope import rope_tables
+from aprjax.qwen2.sharding import empty_cache
 from aprjax.qwen2.stages import Tap
 
 # Keys and values of all sequences that decode together: a quarter of the memory that a small machine can spare.
@@ -170,7 +171,7 @@ class _Batch:
     def empty(cls, model: Qwen2, rows: int, capacity: int) -> _Batch:
         config, arithmetic = model.config, model.arithmetic
         shape = (rows, capacity, config.num_kv_heads, config.head_dim)
-        keys, values = ([jnp.zeros(shape, arithmetic.dtype) for _ in model.layers] for _ in range(2))
+        keys, values = ([empty_cache(shape, arithmetic.dtype, model.head.mesh) for _ in model.layers] for _ in range(2))
         cos, sin = rope_tables(
             np.arange(capacity),
             theta=config.rope_theta,

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, ModelConfig
@@ -16,6 +17,7 @@ from aprjax.qwen2.model import Qwen2, bucket, precision_scope, run_head, run_lay
 from aprjax.qwen2.modules import Context
 from aprjax.qwen2.rope import rope_tables
 from aprjax.qwen2.sampling import GREEDY, Sampler, Sampling
+from aprjax.qwen2.sharding import current_mesh, empty_cache
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,11 @@ class Cache:
     length: int
 
     @classmethod
-    def empty(cls, config: ModelConfig, capacity: int, dtype: str = "float32") -> Cache:
-        """A cache for up to `capacity` positions."""
+    def empty(cls, config: ModelConfig, capacity: int, dtype: str = "float32", mesh: Mesh | None = None) -> Cache:
+        """A cache for up to `capacity` positions, split over the model's `mesh`, by default that of `use_mesh`."""
+        mesh = mesh or current_mesh()
         shape = (capacity, config.num_kv_heads, config.head_dim)
-        blank = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+        blank = tuple(empty_cache(shape, dtype, mesh) for _ in range(config.num_layers))
         return cls(blank, blank, 0)
 
 
@@ -133,7 +136,7 @@ class Generation:
         needed = max(bucket(len(self.prompt)), len(self.prompt) + longest)
         # A power of two, so that prompts and budgets of similar size share compiled programs.
         with precision_scope(model.arithmetic):
-            cache = Cache.empty(model.config, 1 << (needed - 1).bit_length(), model.arithmetic.dtype)
+            cache = Cache.empty(model.config, 1 << (needed - 1).bit_length(), model.arithmetic.dtype, model.head.mesh)
         feed = list(self.prompt)
         while len(self.tokens) < longest:
             last, cache = extend(model, feed, cache)

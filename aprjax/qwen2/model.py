@@ -52,7 +52,9 @@ def run_layer(
     """One layer: its output, its keys and values, and (if `capture`) every stage as computed."""
     tap = Tap(capture=capture, replace=replacements, perturb=perturbations)
     output, cache = layer(hidden.astype(arithmetic.dtype), context, arithmetic, tap)
-    return output, cache, replicated(tap.captured, layer.self_attn.q_proj.weight.mesh)
+    # Over several hosts only what is whole on each can be read.
+    output, captured = replicated((output, tap.captured), layer.self_attn.q_proj.weight.mesh)
+    return output, cache, captured
 
 
 @partial(jax.jit, static_argnames=("arithmetic",))
@@ -166,7 +168,7 @@ class Qwen2:
 
     def __post_init__(self) -> None:
         require_runnable(self.checkpoint)
-        with use_mesh(current_mesh() if self.mesh is None else self.mesh) as self.mesh:
+        with use_mesh(current_mesh() if self.mesh is None else self.mesh):
             self.layers = [load_layer(self.checkpoint, index) for index in range(self.config.num_layers)]
             self.norm = load_norm(self.checkpoint, "model.norm.weight")
             self.head = pack(head_tensor(self.checkpoint))

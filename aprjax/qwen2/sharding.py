@@ -36,10 +36,6 @@ from aprjax.blocks.relay import Relaid, relay
 AXIS = "model"
 _FIRST, _SECOND = P(AXIS), P(None, AXIS)
 
-# A device has so many rows of a matrix, or all of them. XLA's CPU backend multiplies fewer than 256 by another kernel,
-# which sums in another order: with fewer, a float32 product's bits would hang on the number of devices.
-LEAST_ROWS = 256
-
 
 class MeshError(ValueError):
     """A mesh that the devices at hand do not allow."""
@@ -124,6 +120,11 @@ class SplitRelaid:
         return self.parts.nbytes
 
 
+def rows_each(rows: int, devices: int) -> int:
+    """Rows of a matrix on each device, those of the last ones filled up."""
+    return -(-rows // devices)
+
+
 def split_relay(name: str, packed: np.ndarray, mesh: Mesh) -> SplitRelaid:
     """`relay`, each device's rows put on that device. Only this host's devices are given theirs.
 
@@ -136,7 +137,7 @@ def split_relay(name: str, packed: np.ndarray, mesh: Mesh) -> SplitRelaid:
         ValueError: see `relay`.
     """
     rows, devices = packed.shape[0], list(mesh.devices.flat)
-    each = min(rows, max(-(-rows // len(devices)), LEAST_ROWS))
+    each = rows_each(rows, len(devices))
     mine = [index for index, device in enumerate(devices) if device.process_index == jax.process_index()]
     held: list[Relaid] = []
     for index in mine:
@@ -270,6 +271,15 @@ class Heads:
 
 
 def cache_sharding(mesh: Mesh, kv_heads: int, *, batched: bool = False) -> NamedSharding:
-    """How keys and values `[(row,) capacity, kv_head, channel]` lie: split by heads where these divide evenly."""
+    """How keys and values `[(row,) capacity, kv_head, channel]` lie: split by heads where these divide evenly.
+
+    Elsewhere the whole cache is on every device.
+    """
     axes = (None, None) if batched else (None,)
     return NamedSharding(mesh, P(*axes, AXIS if kv_heads % mesh.size == 0 else None))
+
+
+def empty_cache(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None) -> jax.Array:
+    """Zeros `[(row,) capacity, kv_head, channel]` that lie as the cache is to lie."""
+    sharding = None if mesh is None else cache_sharding(mesh, shape[-2], batched=len(shape) == 4)
+    return jnp.zeros(shape, dtype, device=sharding)
