@@ -152,7 +152,15 @@ def difference(side: Any, document: dict[str, Any], scored: Any, at: int) -> dic
     }
 
 
-def readme(references: list[dict[str, Any]], results: list[dict[str, Any]]) -> str:
+def rechecked(folder: Path) -> dict[str, Any] | None:
+    """What `recheck_evidence.py` found; it may not have been run."""
+    path = folder / "recheck.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def readme(
+    references: list[dict[str, Any]], results: list[dict[str, Any]], recheck: dict[str, Any] | None = None
+) -> str:
     """Markdown: what ran, and for each model and arithmetic what it came to, with a row per prompt."""
     lines = [
         "# 128 greedy tokens against llama.cpp",
@@ -173,6 +181,19 @@ def readme(references: list[dict[str, Any]], results: list[dict[str, Any]]) -> s
     generated = {reference["sha256"]: len(reference["prompts"]) for reference in references}
     for result in results:
         lines += section(result, generated[result["sha256"]])
+    if recheck is not None:
+        rows, again = recheck["prompts"], TOKENS * len(recheck["prompts"])
+        equal, bits = (sum(row[key] for row in rows) for key in ("equal_tokens", "steps_with_equal_top_two_logits"))
+        lines += [
+            "## Computed again",
+            "",
+            f"The tables are by commit `{recheck['made_at']}`. Since then the fast presets' bits have changed;",
+            f"`{recheck['arithmetic']}` is to have the same. `{recheck['of']}` again at commit",
+            f"`{recheck['again_at']}`, the prompts {', '.join(row['name'] for row in rows)}",
+            f"(`python benchmarks/recheck_evidence.py`): {equal} of {again} tokens equal, both best logits",
+            f"equal to the bit at {bits} of {again} steps.",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -244,7 +265,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         seconds = f"{time.perf_counter() - start:.0f} s"
         print(f"{name} {arithmetic} {row['name']}: {row['equal_tokens']} equal, {seconds}", flush=True)
     write(target, result)
-    (out / "README.md").write_text(readme(*found_in(out)), encoding="utf-8")
+    (out / "README.md").write_text(readme(*found_in(out), rechecked(out)), encoding="utf-8")
 
 
 def main() -> None:

@@ -63,6 +63,8 @@ ONE = ("--arithmetic", "llama.cpp")
 # The run that says why position 0 flips, and the contributions of it that the README shows.
 CAUSE = "direct-position-0"
 SHOWN = 8
+# Made by `recheck_evidence.py`; may not be there.
+RECHECK = "recheck"
 
 
 def cause(folder: Path) -> dict[str, Any]:
@@ -100,6 +102,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
 def found_in(folder: Path) -> dict[str, dict[str, Any]]:
     """The runs of a folder by name, in the order of the README."""
     names = [f"{prompt}-{kind}" for prompt in PROMPTS for kind in ("equal-arithmetic", "two-arithmetics")] + [CAUSE]
+    names += [RECHECK] if (folder / f"{RECHECK}.json").exists() else []
     return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names}
 
 
@@ -121,6 +124,9 @@ def readme(runs: dict[str, dict[str, Any]]) -> str:
     for name, run in runs.items():
         if name == CAUSE:
             lines += ["", *section_of_cause(run)]
+            continue
+        if name == RECHECK:
+            lines += ["", *section_of_recheck(run)]
             continue
         lines += ["", f"## {name.replace('-', ' ')}", "", f"`margins --model A.apr --ref B.gguf {short(run)}`", ""]
         lines += [f"Exit code {run['exit_code']}, **{run['verdict']}**: {run['reason']}.", ""]
@@ -220,6 +226,20 @@ def section_of_cause(run: dict[str, Any]) -> list[str]:
     rest = run["contributions"][SHOWN:]
     lines.append(f"| {len(rest)} more | {sum(c['integrated'] for c in rest):+.3f} | | | | |")
     return lines
+
+
+def section_of_recheck(run: dict[str, Any]) -> list[str]:
+    """What one of the runs comes to by the code of a later commit."""
+    return [
+        "## computed again",
+        "",
+        f"All numbers above are by the code of commit `{run['made_at']}`. The preset `llama.cpp` has had better sums",
+        f"since (`evidence/fast-preset-bound-2026-11-23`), so its last bits are others. `{run['of']}` again at commit",
+        f"`{run['again_at']}` (`python benchmarks/recheck_evidence.py`): the same best token at {run['same_top1']} of",
+        f"{run['positions']} positions, margins within {run['largest_margin_change']:.3f} logits",
+        f"({run['rms_margin_change']:.3f} in the root mean square), perplexity {run['perplexity']:.5f} after "
+        f"{run['perplexity_then']:.5f}.",
+    ]
 
 
 def code(text: str) -> str:

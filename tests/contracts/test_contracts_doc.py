@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from aprjax.contracts.load import contract_files, load_contracts
+from aprjax.contracts.load import Loaded, contract_files, load_contracts
+from aprjax.contracts.types import FalsificationTest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "contracts.md").read_text(encoding="utf-8")
@@ -60,9 +61,20 @@ def test_every_test_has_a_row_with_a_result(table: ModuleType) -> None:
 
 
 def test_every_id_of_upstream_has_its_row(table: ModuleType) -> None:
-    assert set(UPSTREAM) - set(table.results_in(TEXT)) == set()
+    rows = table.results_in(TEXT)
+    assert set(UPSTREAM) - set(rows) == set()
+    # Each SHIP id leads to a test with a row, in the contract that is named.
+    of_test = {t.id: one.contract.id for one in load_contracts(contract_files()) if one.contract for t in _tests(one)}
     for number in range(1, 11):
-        assert f"SHIP-{number:03}" in TEXT or re.search(rf"SHIP-001, .*-{number:03}\b", TEXT), number
+        found = re.search(rf"^\| SHIP-{number:03} \| `([^`]+)` in `([^`]+)` \|$", TEXT, re.MULTILINE)
+        assert found is not None, number
+        assert found[1] in rows
+        assert found[1].endswith(f"SHIP-{number:03}")
+        assert of_test[found[1]] == found[2]
+
+
+def _tests(loaded: Loaded) -> tuple[FalsificationTest, ...]:
+    return () if loaded.contract is None else loaded.contract.falsification_tests
 
 
 def test_a_changed_bound_is_noticed(table: ModuleType) -> None:
