@@ -154,8 +154,7 @@ def markdown(doc: dict[str, Any]) -> str:
         "",
         f"{doc['machine']}; {', '.join(f'{name} {version}' for name, version in doc['versions'].items())}.",
         "Other work ran on the machine, so seconds are upper bounds.",
-        "Cases are appended as they are judged, and not judged again for every later commit: an earlier state of",
-        "`explain` judged some of them.",
+        *([doc["judged_by"]] if doc.get("judged_by") else []),
         "",
         f"- **Single faults**: {good} of {len(singles)} ({100 * good / max(1, len(singles)):.1f} %) are localised to",
         "  the exact layer and stage and explained by the right hypothesis first.",
@@ -223,8 +222,33 @@ def markdown(doc: dict[str, Any]) -> str:
                 f"| {model} | {len(part)} | {share(part, 'localised')} | {wrong(part)} | "
                 f"{most[0]:.1f} | {most[1]:.1f} | {part[0]['measures']['linear']} | {middle(part, 'seconds')} |"
             )
-    text += _by_fault(singles) + _misses(rows)
+    text += _large(doc.get("explain", [])) + _by_fault(singles) + _misses(rows)
     return "\n".join(text) + "\n"
+
+
+def _large(measured: list[Row]) -> list[str]:
+    """What `explain_cost.py` measured on a large model."""
+    if not measured:
+        return []
+    text = [
+        "",
+        "## `explain` on a large model",
+        "",
+        "By `python benchmarks/faults/explain_cost.py`: a saved trace of a copy with another epsilon, and llama.cpp run",
+        "live with another rotary base. Memory is the largest resident set; the live engine is a process of its own and",
+        "not in it.",
+        "",
+        "| model | side | found | right | residual | wall s | processor s | GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in measured:
+        residuals = ", ".join(f"{before:.1g} -> {after:.1g}" for before, after in row["residuals"])
+        right, seconds = ("yes" if row["right"] else "no"), row["seconds"]
+        text.append(
+            f"| {row['model']} | {row['side']} | {'; '.join(row['found'])} | {right} | {residuals} | "
+            f"{seconds['wall']:.0f} | {seconds['processor']:.0f} | {row['gib']} |"
+        )
+    return text
 
 
 def _by_fault(singles: list[Row]) -> list[str]:
@@ -267,6 +291,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="lines of bench.py")
     parser.add_argument("--out", type=Path, required=True, help="path without an ending")
+    parser.add_argument("--explain", type=Path, action="append", default=[], help="what explain_cost.py wrote")
+    parser.add_argument("--judged-by", default="", help="a sentence on the commits that judged the cases")
     parser.add_argument("--command", default="python benchmarks/faults/bench.py --out RESULTS.jsonl")
     options = parser.parse_args()
     lines = [line for path in options.results for line in path.read_text(encoding="utf-8").splitlines()]
@@ -275,6 +301,9 @@ def main() -> int:
     order = {name: index for index, name in enumerate(MODELS)}
     results = sorted(latest.values(), key=lambda row: (order[row["case"]["model"]], row["case"]["group"]))
     doc = document(results, options.command)
+    large = [json.loads(path.read_text(encoding="utf-8")) for path in options.explain]
+    doc["judged_by"] = options.judged_by
+    doc["explain"] = [{"model": one["model"], **side} for one in large for side in one["sides"]]
     write_json(options.out.with_suffix(".json"), doc)
     options.out.with_suffix(".md").write_text(markdown(doc), encoding="utf-8")
     return 0
