@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aprjax.cli_app import command
+from aprjax.cli_mesh import over_devices
 from aprjax.cli_options import (
     ENGINE,
     SIDE,
@@ -29,14 +30,20 @@ from aprjax.cli_options import (
     check_arithmetic,
     check_prompt,
     token_ids,
+    valid_positions,
 )
 from aprjax.console import show
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from aprjax.trace.capture import Capture
+
+KEPT_LAYERS = "layers that are kept; -1 is embedding, final_norm and lm_head."
+
 
 @command
+@over_devices
 def layers(
     *,
     model: Model,
@@ -52,6 +59,10 @@ def layers(
     json_out: JsonOut = None,
     report: ReportDir = None,
     save_trace: SaveTrace = None,
+    save_layers: Annotated[str | None, typer.Option(metavar="N,A..B", help=f"Of --save-trace: {KEPT_LAYERS}")] = None,
+    save_stages: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Of --save-trace: stages that are kept.")
+    ] = None,
 ) -> int:
     """Find the first layer and stage at which two sides part, and why.
 
@@ -59,6 +70,9 @@ def layers(
     """
     check_prompt(prompt, prompt_file, tokens, wrap)
     check_arithmetic(arithmetic, model_arithmetic, ref_arithmetic)
+    if save_trace is None and (save_layers, save_stages) != (None, None):
+        raise typer.BadParameter("--save-layers and --save-stages go with --save-trace")
+    capture = _capture(save_layers, save_stages)
     from aprjax.bisect.layers.command import run_layers
 
     return run_layers(
@@ -75,10 +89,21 @@ def layers(
         json_out=json_out,
         report=report,
         save_trace=save_trace,
+        capture=capture,
     )
 
 
+def _capture(layers: str | None, stages: str | None, positions: str = "all") -> Capture:
+    from aprjax.trace.capture import Capture
+
+    try:
+        return Capture.parse(layers=layers, stages=stages, positions=positions)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @command
+@over_devices
 def trace(
     side: Annotated[str, typer.Argument(metavar="SIDE", help=f"A {SIDE}, {ENGINE}.")],
     *,
@@ -93,18 +118,24 @@ def trace(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE.safetensors|DIR", help="Save it: a folder is written as APRT.")
     ] = None,
+    layers: Annotated[str | None, typer.Option(metavar="N,A..B", help=KEPT_LAYERS.capitalize())] = None,
+    stages: Annotated[str | None, typer.Option(metavar="NAME,…", help="Stages that are kept.")] = None,
+    positions: Annotated[
+        str, typer.Option(metavar="last|all|A..B", callback=valid_positions, help="Token positions that are kept.")
+    ] = "all",
     json_out: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="Write the summary as JSON; - is stdout.")
     ] = None,
 ) -> int:
     """Capture what a checkpoint or an engine computes at every stage, and save it."""
     check_prompt(prompt, prompt_file, tokens, wrap)
+    capture = _capture(layers, stages, positions)
     from aprjax.trace.command import make_trace, render
     from aprjax.trace.sides import NoTokens
 
     asked = {"prompt": prompt, "prompt_file": prompt_file, "tokens": token_ids(tokens), "times": wrap.value}
     try:
-        summary = make_trace(side, **asked, arithmetic=arithmetic, file=file, target=save)
+        summary = make_trace(side, **asked, arithmetic=arithmetic, file=file, target=save, capture=capture)
     except NoTokens as error:
         raise typer.BadParameter(str(error)) from None
     from aprjax.bisect.explain.identity_doubts import folder_doubts, print_identity

@@ -39,7 +39,12 @@ def valid_arithmetic(name: str | None) -> str | None:
     return name
 
 
-def _valid_positions(text: str) -> str:
+def valid_positions(text: str) -> str:
+    """`last`, `all` or `A..B`, as it is.
+
+    Raises:
+        typer.BadParameter: it is something else.
+    """
     bounds = re.fullmatch(r"(\d+)\.\.(\d+)", text)
     if text not in ("last", "all") and (bounds is None or int(bounds[1]) > int(bounds[2])):
         raise typer.BadParameter(f"expected last, all or A..B with A <= B (from 0, both counted), found {text!r}")
@@ -96,7 +101,7 @@ BothArithmetic = Annotated[str | None, arithmetic_option("each side")]
 ModelArithmetic = Annotated[str | None, arithmetic_option("the model's side")]
 RefArithmetic = Annotated[str | None, arithmetic_option("the reference's side")]
 Positions = Annotated[
-    str, typer.Option(metavar="last|all|A..B", callback=_valid_positions, help="Token positions to compare.")
+    str, typer.Option(metavar="last|all|A..B", callback=valid_positions, help="Token positions to compare.")
 ]
 JsonOut = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - is stdout.")]
 ReportDir = Annotated[

@@ -108,10 +108,10 @@ def measure(command: str, ref: Path, model: Path, tokens: list[int], folder: Pat
 
 def where(report: dict) -> str:
     """The layer and stage that a report accuses."""
-    for key in ("first_divergence", "place"):
-        if report.get(key):
-            return f"layer {report[key]['layer']} {report[key]['stage']}"
-    first = (report.get("contributions") or [{}])[0]
+    if "faults" in report:  # locate
+        first = (report["faults"] or [{}])[0]
+    else:
+        first = report.get("first_divergence") or (report.get("contributions") or [{}])[0]
     return f"layer {first.get('layer')} {first.get('stage')}"
 
 

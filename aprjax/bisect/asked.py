@@ -9,6 +9,9 @@ from aprjax.bisect.tokens.fed import TokensReport, tokenize_both
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.text.probes import PROBES, Probe
 from aprjax.text.prompt import read_prompt_file
+from aprjax.trace.capture import chosen_positions
+
+__all__ = ["asked_prompts", "check_destinations", "chosen_positions"]
 
 
 def check_destinations(json_out: str | None, report: Path | None = None, save_trace: Path | None = None) -> None:
@@ -62,21 +65,3 @@ def asked_prompts(
         tokenize_both(model, ref, name=probe.name, text=probe.text, times=probe.wrap if wrap == "none" else wrap)
         for probe in probes
     ]
-
-
-def chosen_positions(text: str, count: int) -> tuple[int, ...]:
-    """The positions that `last`, `all` or `A..B` name among `count` tokens.
-
-    Raises:
-        CheckpointError: they reach beyond the prompt.
-    """
-    if text == "all":
-        return tuple(range(count))
-    if text == "last":
-        return (count - 1,)
-    first, _, last = text.partition("..")
-    if int(last) >= count:
-        raise CheckpointError(
-            f"positions {text} reach beyond the prompt's {count} tokens", fix=f"ask for positions up to {count - 1}"
-        )
-    return tuple(range(int(first), int(last) + 1))

@@ -11,36 +11,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aprjax.checkpoint.mapped_file import release_pages
 from aprjax.checkpoint.types import Checkpoint, EncodedTensor
 from aprjax.qwen2.arithmetic import Arithmetic
-from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
+from aprjax.qwen2.loading import head_tensor, load_layer, load_norm
 from aprjax.qwen2.model import causal_context, embed_padded, precision_scope, run_head, run_layer, run_norm, trim
 from aprjax.qwen2.modules import Context, DecoderLayer, PackedWeight
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
-
-# Positions whose logits are held at once: 128 rows of 151,936 float32 are 78 MB a side.
-LOGIT_ROWS = 128
-
-# ggml's tiles take that many rows or more: the head's batches of a longer trace have no fewer.
-_LEAST_ROWS = 8
+from aprjax.qwen2.streaming import head_batches, pack_and_release
 
 Values = dict[Stage, np.ndarray]
-
-
-def head_batches(count: int) -> Iterator[slice]:
-    """Cuts so many rows into batches for the head, at multiples of four, as kernels take rows together."""
-    begin = 0
-    while begin < count:
-        size = min(LOGIT_ROWS, count - begin)
-        if 0 < count - begin - size < _LEAST_ROWS:
-            size -= _LEAST_ROWS
-        yield slice(begin, begin + size)
-        begin += size
 
 
 @dataclass(frozen=True)
@@ -113,15 +95,10 @@ class WeightSource:
     def __call__(self, tensor: EncodedTensor) -> PackedWeight:
         """The matrix, laid out for computing."""
         if not self._same_bytes(tensor.name):
-            return self._pack(tensor)
+            return pack_and_release(tensor)
         if tensor.name not in self._packed:
-            self._packed[tensor.name] = self._pack(tensor)
+            self._packed[tensor.name] = pack_and_release(tensor)
         return self._packed[tensor.name]
-
-    def _pack(self, tensor: EncodedTensor) -> PackedWeight:
-        packed = jax.block_until_ready(pack(tensor))
-        release_pages(tensor.data)
-        return packed
 
     def clear(self) -> None:
         """Forgets what was packed: one layer at a time is in memory."""

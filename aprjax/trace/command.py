@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,17 @@ from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.text.prompt import encode_prompt, read_prompt_file
 from aprjax.trace.aprt import AprtTrace
 from aprjax.trace.aprt_writer import write_aprt
+from aprjax.trace.capture import EVERYTHING, Capture, Selected
 from aprjax.trace.llama_cpp import save_llama_cpp
 from aprjax.trace.memory import AnyTrace, save
 from aprjax.trace.sides import Side, open_side
+from aprjax.trace.trace import TraceInfo
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from aprjax.qwen2.arithmetic import Arithmetic
+    from aprjax.trace.streamed import Piece
 
 SCHEMA = "aprjax.trace-summary/1"
 
@@ -36,8 +43,9 @@ def make_trace(
     arithmetic: str | None = None,
     file: Path | None = None,
     target: Path | None = None,
+    capture: Capture = EVERYTHING,
 ) -> dict[str, Any]:
-    """Traces a side and saves it where that is asked for; see `aprjax.cli.trace` for the options.
+    """Traces a side and saves it where that is asked for; see `aprjax.cli_layers.trace` for the options.
 
     Returns:
         The summary, as JSON values.
@@ -52,13 +60,10 @@ def make_trace(
     if opened.kind == "checkpoint":  # the others need no jax
         enable_compilation_cache()
     ids = tokens if tokens is not None else _tokenize(opened, prompt, prompt_file, times)
-    if opened.kind == "llama.cpp" and target is not None and target.suffix == ".safetensors" and arithmetic is None:
-        # Straight to the file: of a long prompt on a large model it may not fit into memory.
-        trace, left_out = save_llama_cpp(opened.path, opened.require(ids), target, opened.options), ()
-    else:
-        trace = opened.trace(ids, arithmetic=preset(arithmetic) if arithmetic is not None else None)
-        left_out = _save(trace, target) if target is not None else ()
-    info = trace.info
+    asked = _Asked(opened, ids, preset(arithmetic) if arithmetic is not None else None, capture, target)
+    with tempfile.TemporaryDirectory(prefix="aprjax-") as folder:
+        found = _run_checkpoint(asked, Path(folder)) if opened.kind == "checkpoint" else _take(asked, Path(folder))
+    info = found.info
     return {
         "schema": SCHEMA,
         "side": {
@@ -73,12 +78,69 @@ def make_trace(
         "tokens": list(info.tokens),
         "positions": list(info.positions),
         "head_positions": list(info.head_positions),
-        "values": [{"layer": layer, "stage": str(stage), **_statistics(trace[layer, stage])} for layer, stage in trace],
-        "absent": _absent(trace),
-        "unvouched": dict(getattr(trace, "unvouched", {})),
+        "values": [{"layer": layer, "stage": str(stage), **like} for (layer, stage), like in found.statistics.items()],
+        "absent": _absent(found.statistics),
+        "unvouched": dict(found.unvouched),
         "saved": None if target is None else str(target),
-        "left_out": list(left_out),
+        "left_out": list(found.left_out),
     }
+
+
+@dataclass(frozen=True)
+class _Asked:
+    side: Side
+    ids: list[int] | None
+    arithmetic: Arithmetic | None
+    capture: Capture
+    target: Path | None
+
+    @property
+    def file(self) -> Path | None:
+        """Where a trace is to be streamed to."""
+        return self.target if self.target is not None and _is_saved_trace(self.target) else None
+
+
+@dataclass(frozen=True)
+class _Found:
+    info: TraceInfo
+    statistics: Mapping[tuple[int, Stage], dict[str, Any]]
+    left_out: tuple[str, ...] = ()
+    unvouched: Mapping[str, str] = field(default_factory=dict)
+
+
+def _run_checkpoint(asked: _Asked, folder: Path) -> _Found:
+    """Value by value, to the file if one is asked for: one layer is in memory at a time."""
+    from aprjax.trace.streamed import StreamedRun
+
+    assert asked.side.checkpoint is not None
+    arithmetic = asked.arithmetic or preset("llama.cpp")
+    run = StreamedRun(asked.side.checkpoint, asked.side.require(asked.ids), arithmetic, asked.capture)
+    if asked.target is None:
+        return _Found(run.info(), _statistics_of(run.pieces()))
+    trace = run.save(asked.file or folder / "trace.safetensors")
+    left_out = () if asked.file is not None else write_aprt(trace, asked.target)
+    return _Found(trace.info, {key: _statistics(trace[key]) for key in trace}, left_out)
+
+
+def _take(asked: _Asked, folder: Path) -> _Found:
+    """A recorded trace, or an engine's; what llama.cpp computes is streamed where it is to be saved."""
+    side, whole = asked.side, asked.capture.everything
+    if side.kind == "llama.cpp" and asked.target is not None and asked.arithmetic is None:
+        at_once = asked.file if whole else None
+        trace = save_llama_cpp(
+            side.path, side.require(asked.ids), at_once or folder / "trace.safetensors", side.options
+        )
+    else:
+        at_once, trace = None, side.trace(asked.ids, arithmetic=asked.arithmetic)
+    if not whole:
+        trace = Selected(trace, asked.capture)
+    left_out = _save(trace, asked.target) if asked.target is not None and at_once is None else ()
+    statistics = {key: _statistics(trace[key]) for key in trace}
+    return _Found(trace.info, statistics, left_out, getattr(trace, "unvouched", {}))
+
+
+def _is_saved_trace(target: Path) -> bool:
+    return target.suffix == ".safetensors"
 
 
 def _vouched(side: Side, checkpoint: Checkpoint) -> Side:
@@ -117,16 +179,29 @@ def _tokenize(side: Side, prompt: str | None, prompt_file: Path | None, times: s
 
 
 def _save(trace: AnyTrace, target: Path) -> tuple[str, ...]:
-    if target.suffix == ".safetensors":
+    if _is_saved_trace(target):
         save(trace, target)
         return ()
     return write_aprt(trace, target)
 
 
-def _absent(trace: AnyTrace) -> list[str]:
+def _absent(keys: Iterable[tuple[int, Stage]]) -> list[str]:
     """Stages that no layer has: unmeasured, not equal."""
-    present = {stage for _, stage in trace}
+    present = {stage for _, stage in keys}
     return [str(stage) for stage in Stage if stage not in present]
+
+
+def _statistics_of(pieces: Iterable[Piece]) -> dict[tuple[int, Stage], dict[str, Any]]:
+    """The statistics of a run that is not saved; the head's come in batches and are joined."""
+    found: dict[tuple[int, Stage], dict[str, Any]] = {}
+    batches: dict[tuple[int, Stage], list[np.ndarray]] = {}
+    for piece in pieces:
+        key = (piece.layer, piece.stage)
+        if len(piece.values) == piece.total_rows:
+            found[key] = _statistics(piece.values)
+        else:
+            batches.setdefault(key, []).append(piece.values)
+    return found | {key: _statistics(np.concatenate(parts)) for key, parts in batches.items()}
 
 
 def _statistics(values: np.ndarray) -> dict[str, Any]:

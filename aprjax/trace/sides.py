@@ -25,7 +25,7 @@ from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.trace.aprt import is_aprt_folder, open_aprt
 from aprjax.trace.llama_cpp import LlamaOptions, run_llama_cpp
 from aprjax.trace.memory import AnyTrace, MemoryTrace
-from aprjax.trace.trace import SCHEMA, Trace, TraceInfo, this_platform
+from aprjax.trace.trace import SCHEMA, Trace
 
 Kind = Literal["checkpoint", "trace", "aprt", "llama.cpp", "hf"]
 # Far more than the header of a trace of 100 layers takes, and than a checkpoint's.
@@ -111,30 +111,15 @@ class Side:
 def run_checkpoint(checkpoint: Checkpoint, tokens: list[int], arithmetic: Arithmetic | None = None) -> MemoryTrace:
     """Runs a checkpoint by aprjax and returns every stage (by default under the arithmetic `llama.cpp`).
 
+    One layer's weights are in memory at a time, and all values. `streamed.StreamedRun` also saves without holding them.
+
     Raises:
         CheckpointError: the file lacks what a forward pass needs, or the tokens are not the model's.
     """
-    import numpy as np
+    from aprjax.qwen2.arithmetic import PRESETS
+    from aprjax.trace.streamed import StreamedRun
 
-    from aprjax.qwen2 import PRESETS
-    from aprjax.qwen2.model import Qwen2
-    from aprjax.trace.engine import check_tokens
-
-    check_tokens(checkpoint, tokens)
-    arithmetic = arithmetic or PRESETS["llama.cpp"]
-    _, values = Qwen2(checkpoint, arithmetic).run_with_cache(tokens)
-    everyone = tuple(range(len(tokens)))
-    info = TraceInfo(
-        path=str(checkpoint.path),
-        sha256=checkpoint.sha256(),
-        format=checkpoint.format,
-        arithmetic=arithmetic.name,
-        tokens=tuple(tokens),
-        positions=everyone,
-        head_positions=everyone,
-        platform=this_platform(),
-    )
-    return MemoryTrace(info, {key: np.asarray(value, np.float32) for key, value in values.items()})
+    return StreamedRun(checkpoint, tokens, arithmetic or PRESETS["llama.cpp"]).collect()
 
 
 def open_side(text: str, *, config: ModelConfig | None = None, tokens: list[int] | None = None) -> Side:

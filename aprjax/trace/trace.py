@@ -8,10 +8,10 @@ writer streams: it holds no more than the value at hand.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from aprjax.checkpoint.atomic import atomic_file
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.stages import OUTSIDE, Stage
 
@@ -89,21 +90,23 @@ def this_platform() -> str:
 
 
 class TraceWriter:
-    """Writes a trace value by value; the file appears under its name when it is complete.
+    """Writes a trace value by value; the file appears under its name when it is complete (`atomic_file`).
 
-    Use it as a context manager. Values may come in batches of rows.
+    Use it as a context manager. Values may come in batches of rows. It raises CheckpointError where the file cannot be
+    written.
     """
 
     def __init__(self, path: Path, info: TraceInfo, *, layers: int, extra: int = 0) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}.partial")
         metadata = {"schema": SCHEMA, "info": json.dumps(asdict(info)), "capture_points": json.dumps(CAPTURE_POINTS)}
         self._header: dict[str, Any] = {"__metadata__": metadata}
         room = len(json.dumps(self._header)) + _ENTRY_BYTES * (len(Stage) * (layers + 1) + extra)
         self._room = min(-(-room // 8) * 8, _MOST_HEADER)
         self._end = 0
         self._written: dict[str, int] = {}
-        self._stream = self._partial.open("wb")
+        self._output = ExitStack()
+        # Not durable: waiting for gigabytes to reach the disk costs more than making a trace again after a power cut.
+        self._stream = self._output.enter_context(atomic_file(path, durable=False))
 
     def write(self, layer: int, stage: Stage, rows: np.ndarray, *, total_rows: int | None = None) -> None:
         """Appends rows `[position, width]` to a value of `total_rows` rows (by default, these are all)."""
@@ -137,12 +140,11 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
+        if kind is None:
+            with self._output:
                 self._finish()
-        finally:
-            self._stream.close()
-            self._partial.unlink(missing_ok=True)
+        else:
+            self._output.__exit__(kind, error, traceback)
 
     def _finish(self) -> None:
         for name, written in self._written.items():
@@ -154,9 +156,6 @@ class TraceWriter:
             raise ValueError(f"the header takes {len(text)} bytes, {self._room} were set aside")
         self._stream.seek(0)
         self._stream.write(struct.pack("<Q", self._room) + text.ljust(self._room))
-        self._stream.flush()
-        self._stream.close()
-        os.replace(self._partial, self.path)
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def test_the_head_is_replayed_some_positions_at_a_time(
     save(damaged, tmp_path / "saved.safetensors")
     whole = replay(damaged, file, LLAMA)
     monkeypatch.setattr("aprjax.qwen2.streaming.LOGIT_ROWS", 4)
-    monkeypatch.setattr("aprjax.bisect.lockstep._LEAST_ROWS", 1)
+    monkeypatch.setattr("aprjax.qwen2.streaming._LEAST_ROWS", 1)
     for trace in (damaged, Trace.load(tmp_path / "saved.safetensors")):
         report = replay(trace, file, LLAMA)
         assert unexplained(report) == [(OUTSIDE, Stage.LM_HEAD)]

@@ -24,7 +24,7 @@ from aprjax.text.tokenizer import Tokenizer
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 WIDTH = 512
 # The layers whose ffn_down the published 1.5B file, of 28 layers as the 7B, holds as Q6_K. llama.cpp's `use_more_bits`
-# counts layers in the order of their names, 0 1 10 11 … 19 2 20 …: of those the first three, the last four, every third between.
+# counts layers in the order of their names (0 1 10 11 … 19 2 20 …): the first three, last four, every third between.
 SIX_BITS_OF_28 = {0, 1, 5, 6, 7, 8, 9, 10, 13, 16, 19, 21, 24, 27}
 
 

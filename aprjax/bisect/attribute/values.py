@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -281,9 +283,12 @@ def _keep(kept: dict[tuple[int, Stage], np.ndarray], folder: Path, key: tuple[in
     if value.size < _ON_DISK:
         kept[key] = value
         return
-    path = folder / f"{len(list(folder.iterdir()))}.npy"
+    path = folder / f"{secrets.token_hex(8)}.npy"
     np.save(path, value)
     kept[key] = np.load(path, mmap_mode="r")
+    # A mapped file needs no name: its gigabytes are gone with the process, however that ends. Windows keeps the name.
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _visible(count: int) -> np.ndarray:

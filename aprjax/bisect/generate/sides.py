@@ -10,12 +10,12 @@ from typing import Protocol
 
 import numpy as np
 
-from aprjax.bisect.lockstep import LOGIT_ROWS
 from aprjax.bisect.report import SideInfo
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.generate import Cache, extend, extend_hidden, room_after
 from aprjax.qwen2.model import Qwen2, bucket, precision_scope, run_head, run_norm
+from aprjax.qwen2.streaming import LOGIT_ROWS
 from aprjax.text import Tokenizer
 from aprjax.trace.engine import check_tokens
 from aprjax.trace.generation import Generated, Likeliest, Passes, Scored, Stop, likeliest, rank_of

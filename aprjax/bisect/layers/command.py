@@ -30,6 +30,7 @@ from aprjax.qwen2.compilation import enable_compilation_cache
 from aprjax.qwen2.stages import OUTSIDE, Stage
 from aprjax.text.probes import PROBES, Probe
 from aprjax.trace import TraceInfo, TraceWriter
+from aprjax.trace.capture import EVERYTHING, Capture
 
 
 def run_layers(
@@ -47,11 +48,12 @@ def run_layers(
     json_out: str | None = None,
     report: Path | None = None,
     save_trace: Path | None = None,
+    capture: Capture = EVERYTHING,
     probes: tuple[Probe, ...] = PROBES,
 ) -> int:
     """Runs `layers` as the command line asks; see `aprjax.cli_layers.layers` for the options. Returns the exit code.
 
-    `probes` are run where nothing else is asked for.
+    `probes` are run where nothing else is asked for. `capture` is what is kept in saved traces: compared is all.
     """
     check_destinations(json_out, report, save_trace)
     reports = measure_layers(
@@ -66,6 +68,7 @@ def run_layers(
         ref_arithmetic=ref_arithmetic,
         positions=positions,
         save_trace=save_trace,
+        capture=capture,
         probes=probes,
     )
     document = combined_json(reports)
@@ -94,6 +97,7 @@ def measure_layers(
     ref_arithmetic: str | Arithmetic | None = None,
     positions: str = "all",
     save_trace: Path | None = None,
+    capture: Capture = EVERYTHING,
     probes: tuple[Probe, ...] = PROBES,
 ) -> list[LayersReport]:
     """Opens, tokenizes, runs engines and compares: a report per prompt. The arguments are the command line's.
@@ -121,7 +125,8 @@ def measure_layers(
                     if isinstance(side, Traced)
                     for finding in doubts(side.trace, side.checkpoint, name)
                 ]
-                observe = _observer(stack, save_trace, (pair[0], pair[1]), asked, chosen, many=len(prompts) > 1)
+                sides_now, many = (pair[0], pair[1]), len(prompts) > 1
+                observe = _observer(stack, save_trace, sides_now, asked, positions=chosen, capture=capture, many=many)
                 found = layers(
                     *pair,
                     tokens=asked,
@@ -177,8 +182,9 @@ def _observer(
     path: Path | None,
     pair: tuple[Side, Side],
     asked: TokensReport,
-    positions: tuple[int, ...],
     *,
+    positions: tuple[int, ...],
+    capture: Capture,
     many: bool,
 ) -> Callable[[LayerPair], None]:
     """Writes both sides' traces beside each other: `FILE.model.safetensors` and `FILE.ref.safetensors`."""
@@ -210,9 +216,9 @@ def _observer(
 
     def observe(pair: LayerPair) -> None:
         for side, values in (("model", pair.model), ("ref", pair.ref)):
-            for stage, value in values.items():
+            for stage in (stage for stage in values if capture.wants(pair.layer, stage)):
                 batched = pair.layer == OUTSIDE and stage is not Stage.EMBEDDING
-                writers[side].write(pair.layer, stage, value, total_rows=len(positions) if batched else None)
+                writers[side].write(pair.layer, stage, values[stage], total_rows=len(positions) if batched else None)
 
     return observe
 

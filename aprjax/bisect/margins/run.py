@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from aprjax.bisect.files import FilesReport
-from aprjax.bisect.lockstep import LOGIT_ROWS, Runner, WeightSource
+from aprjax.bisect.lockstep import Runner, WeightSource
 from aprjax.bisect.traced import Side, Traced
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, require_runnable
 from aprjax.qwen2.model import embed_padded, precision_scope, run_head, run_layer, run_norm
 from aprjax.qwen2.modules import Context, DecoderLayer
 from aprjax.qwen2.stages import OUTSIDE, Stage
+from aprjax.qwen2.streaming import LOGIT_ROWS
 from aprjax.trace.engine import check_tokens
 
 Progress = Callable[[str, int, int], None]

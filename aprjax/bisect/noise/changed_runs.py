@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from aprjax.bisect.lockstep import LOGIT_ROWS, Runner, arbiter
+from aprjax.bisect.lockstep import Runner, arbiter
 from aprjax.blocks import block_format
 from aprjax.checkpoint.mapped_file import release_pages
 from aprjax.checkpoint.types import Checkpoint, EncodedTensor
@@ -21,6 +21,7 @@ from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
 from aprjax.qwen2.model import causal_context, embed_padded, precision_scope, run_head, run_layer, run_norm
 from aprjax.qwen2.modules import Context, DecoderLayer, FeedForward, Linear, PackedWeight
+from aprjax.qwen2.streaming import LOGIT_ROWS
 
 AS_IT_IS = "as it is"
 PERMUTED = "feed-forward sums in another order"

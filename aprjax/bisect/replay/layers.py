@@ -14,12 +14,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from aprjax.bisect.lockstep import Runner, Values, arbiter, head_batches
+from aprjax.bisect.lockstep import Runner, Values, arbiter
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, ModelConfig
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, pack
 from aprjax.qwen2.model import bucket, embed_padded, precision_scope, run_head, run_norm, trim
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, STAGE_INPUTS, Stage
+from aprjax.qwen2.streaming import head_batches
 from aprjax.trace import AnyTrace, Trace
 
 BY_KEY = (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX)  # stages whose width is heads * key positions
