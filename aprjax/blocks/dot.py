@@ -13,9 +13,10 @@ n * max|code * group_scale| * 127 < 2^24:
     Q8_0          128            32           Q6_K   32 * 128 = 4096       32
 
 Pieces of one block are added as int32. Where the products fit eight bits the dot runs on bfloat16 inputs (also
-exact, twice as fast with AVX512-BF16 and made for GPUs), otherwise on float32 at HIGHEST precision (no TF32).
-For many tokens Q5_K and Q6_K, whose pieces are short, instead split `code * scale` into 64 * high + low, both
-exact in bfloat16: |high| <= 64 and low <= 63 sum exactly over all 256. For one token `one_token` has integer sums.
+exact, twice as fast with AVX512-BF16 and made for GPUs); on an accelerator on float16 where they fit eleven (Q4_K);
+otherwise on float32 at HIGHEST precision (no TF32). For many tokens, on accelerators for any, Q5_K and Q6_K, whose
+pieces are short, instead split `code * scale` into 64 * high + low, both exact in bfloat16: |high| <= 64 and low <= 63
+sum exactly over all 256. For one token `one_token` has integer sums.
 Minimums are dotted with the activations' group sums in the same way. Only the outer scales and the sum over
 blocks are float32 arithmetic, re-associated with respect to ggml (`roundings` has what keeps it small and the same).
 
@@ -33,18 +34,20 @@ import numpy as np
 from jax import lax
 
 from aprjax.blocks.activations import QUANTIZERS
-from aprjax.blocks.one_token import block_integers, part_sums, pays_for_one_token
+from aprjax.blocks.one_token import one_token_matmul, pays_for_one_token
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, check_relayable, chunk_layout, join_planes, relay_traced
-from aprjax.blocks.roundings import difference_of_products, rounded_product, unknown_zero
-from aprjax.blocks.units import fast_bfloat16
+from aprjax.blocks.roundings import block_terms, blocks_of_a_run, unknown_zero
+from aprjax.blocks.units import accelerated, fast_bfloat16, fast_float16
 
 # Largest magnitude of a group scale: 4 unsigned bits (Q2_K), 6 signed (Q3_K), 6 unsigned, int8 (Q6_K).
 _LARGEST_GROUP_SCALE = {"Q2_K": 15, "Q3_K": 32, "Q4_K": 63, "Q5_K": 63, "Q6_K": 128}
 _LARGEST_ACTIVATION = 127
-# bfloat16 has 8 significant bits: all integers up to 2^8 are exact.
+# bfloat16 has 8 significant bits: all integers up to 2^8 are exact. float16 has 11.
 _EXACT_IN_BFLOAT16 = 256
-# Splitting costs two passes over the weights, which many tokens share, and saves sums of many pieces.
+_EXACT_IN_FLOAT16 = 2048
+# Splitting costs two passes over the weights, which many tokens share, and saves sums of many pieces. On an
+# accelerator it also saves products of float32, which matrix units do not compute.
 _LEAST_TOKENS_TO_SPLIT = 64
 _LEAST_PIECES_TO_SPLIT = 4
 _LOW_BITS = 6
@@ -121,9 +124,10 @@ def _block_integers(chunk: Relaid, codes: Any, group_scales: Any, activations: A
     weights = join_planes(codes, CODE_WIDTHS[chunk.name])
     tokens, size = activations.shape
     piece = exact_piece(chunk.name)
-    if tokens >= _LEAST_TOKENS_TO_SPLIT and size // piece >= _LEAST_PIECES_TO_SPLIT and fast_bfloat16():
+    many = tokens >= _LEAST_TOKENS_TO_SPLIT or accelerated()
+    if many and size // piece >= _LEAST_PIECES_TO_SPLIT and fast_bfloat16():
         return _split_integers(weights, group_scales, activations.astype(jnp.bfloat16))
-    dtype = jnp.bfloat16 if largest_product(chunk.name) <= _EXACT_IN_BFLOAT16 else jnp.float32
+    dtype = _exact_type(chunk.name)
     weights = weights.astype(dtype)
     if group_scales is not None:
         grouped = weights.reshape(group_scales.shape[0], -1, weights.shape[-1])
@@ -139,6 +143,13 @@ def _block_integers(chunk: Relaid, codes: Any, group_scales: Any, activations: A
     return total
 
 
+def _exact_type(name: str) -> Any:
+    """The fastest type of matrix products that holds every `code * group_scale` and every activation code."""
+    if largest_product(name) <= _EXACT_IN_BFLOAT16:
+        return jnp.bfloat16
+    return jnp.float16 if largest_product(name) <= _EXACT_IN_FLOAT16 and fast_float16() else jnp.float32
+
+
 def _split_integers(codes: Any, group_scales: Any, activations: Any) -> Any:
     """`_block_integers` by two bfloat16 dots, with what `code * scale` has above 64 and below."""
     grouped = codes.astype(jnp.int16).reshape(group_scales.shape[0], -1, codes.shape[-1])
@@ -148,39 +159,26 @@ def _split_integers(codes: Any, group_scales: Any, activations: Any) -> Any:
     return (above << _LOW_BITS) + below
 
 
-# Blocks are summed in runs of at most this many, then the runs: over the 280 blocks of a width of
-# 8960 that leaves 1.0e-7 of the output's rms as rounding error; one running sum leaves 3e-7, and ggml's own
-# eight lanes 3.1e-7.
-_BLOCKS_TOGETHER = 16
-
-
 def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
     """All blocks of one chunk of rows: float32 `[tokens, rows]`."""
     tokens = quantized.codes.shape[0]
-    alone = tokens == 1 and pays_for_one_token(chunk.name)
     zero = unknown_zero(quantized.codes)
 
     def block(total: Any, step: Any) -> tuple[Any, None]:
         codes, scale, group_scales, minimum, group_minimums, activations, activation_scale, sums = step
-        if alone:
-            integers = block_integers(codes, group_scales)
-        else:
-            integers = _block_integers(chunk, codes, group_scales, activations)
-        outer, scale = activation_scale[:, None], scale.astype(jnp.float32)
+        integers, lows = _block_integers(chunk, codes, group_scales, activations), None
         if group_minimums is not None:
-            lows = _dot(sums.astype(jnp.float32), group_minimums.astype(jnp.float32))
-            value = difference_of_products(scale, integers, minimum.astype(jnp.float32), lows)
-            return total + rounded_product(outer, value, zero), None
-        total = total + rounded_product(outer * scale, integers.astype(jnp.float32), zero)
-        if minimum is not None:
-            total = total - rounded_product(sums[:, None], minimum.astype(jnp.float32), zero)
+            lows, sums = _dot(sums.astype(jnp.float32), group_minimums.astype(jnp.float32)), None
+        sums = None if sums is None else sums[:, None]
+        for term in block_terms(activation_scale[:, None], scale, integers, minimum, lows, sums, zero):
+            total = total + term
         return total, None
 
     def by_block(array: Any) -> Any:
         return None if array is None else jnp.swapaxes(array, 0, 1)
 
     steps = (
-        part_sums(chunk, quantized.codes[0]) if alone else chunk.codes,
+        chunk.codes,
         chunk.scale,
         chunk.group_scales,
         chunk.minimum,
@@ -191,7 +189,7 @@ def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
     )
     nothing = jnp.zeros((tokens, chunk.rows), jnp.float32)
     count = chunk.scale.shape[0]
-    together = next(size for size in range(min(count, _BLOCKS_TOGETHER), 0, -1) if count % size == 0)
+    together = blocks_of_a_run(count)
 
     def run(total: Any, part: Any) -> tuple[Any, None]:
         return total + lax.scan(block, nothing, part)[0], None
@@ -211,6 +209,8 @@ def _integer_matmul(name: str, packed: Any, x: Any) -> Any:
         sums = sums.astype(jnp.int32).reshape(*sums.shape[:-1], 8, 2).sum(axis=-1)
     elif name != "Q2_K" and blocks.activation != "Q8_1":
         sums = None
+    if x.shape[0] == 1 and isinstance(packed, Relaid) and pays_for_one_token():
+        return one_token_matmul(packed, quantized, sums)
     return _rows_chunkwise(packed, name, x.shape[0], jnp.float32, lambda chunk: _integer_chunk(chunk, quantized, sums))
 
 

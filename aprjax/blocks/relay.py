@@ -171,6 +171,34 @@ def join_planes(planes: tuple[Any, ...], width: CodeWidth) -> Any:
     return codes.astype(jnp.int8) - jnp.int8(width.offset)
 
 
+def codes_by_axes(planes: tuple[Any, ...], width: CodeWidth, size: int) -> Any:
+    """Bit planes `uint8[c, b, size * bits / 8, r]` -> signed codes int8 `[c, b, *axes, r]`. Traced.
+
+    The product of `axes` is `size`, in the order of elements; each plane is constant along some of them, and a shift
+    is a number of the others. So no index is divided, as it would be along one axis of all elements.
+    """
+    if not width.planes:
+        return planes[0]
+    chunks, blocks, _, rows = planes[0].shape
+    # Places of a byte in the coarsest plane; places in the finest for each of them; bytes of the finest.
+    coarse, fine = 8 // max(width.planes), 8 // min(width.planes)
+    axes = (coarse, fine // coarse, size // fine)
+    codes = None
+    done = 0
+    for plane, bits in zip(planes, width.planes, strict=True):
+        if 8 // bits == fine:
+            places, held = (coarse, fine // coarse, 1), (1, 1, axes[2])
+        else:
+            places, held = (coarse, 1, 1), (1, *axes[1:])
+        shifts = jnp.arange(0, 8, bits, dtype=jnp.uint8).reshape(*places, 1)
+        part = (plane.reshape(chunks, blocks, *held, rows) >> shifts) & jnp.uint8((1 << bits) - 1)
+        part = part << jnp.uint8(done)
+        codes = part if codes is None else codes | part
+        done += bits
+    assert codes is not None
+    return codes.astype(jnp.int8) - jnp.int8(width.offset)
+
+
 def _pieces(blocks: BlockFormat, packed: Any) -> tuple[Any, ...]:
     """What `Relaid` keeps of some rows, rows still first: `uint8[n, b, bytes]` -> arrays `[n, b, …]`."""
     assert blocks.unpack is not None

@@ -19,6 +19,15 @@ _NEVER = -128
 # A float16 has 11 significant bits: its product with 13 more is exact in float32.
 _LOW_BITS = 13
 LARGEST_INTEGER = 1 << 2 * _LOW_BITS
+# Blocks are summed in runs of at most this many, then the runs: over the 280 blocks of a width of
+# 8960 that leaves 1.0e-7 of the output's rms as rounding error; one running sum leaves 3e-7, and ggml's own
+# eight lanes 3.1e-7.
+_BLOCKS_TOGETHER = 16
+
+
+def blocks_of_a_run(count: int) -> int:
+    """How many of `count` blocks are summed before the sums of the runs are."""
+    return next(size for size in range(min(count, _BLOCKS_TOGETHER), 0, -1) if count % size == 0)
 
 
 def unknown_zero(codes: Any) -> Any:
@@ -58,3 +67,27 @@ def difference_of_products(scale: Any, integers: Any, minimum: Any, lows: Any) -
     (above, below), (lows_above, lows_below) = halves(integers), halves(lows)
     high = scale * above - minimum * lows_above
     return high * jnp.float32(1 << _LOW_BITS) + (scale * below - minimum * lows_below)
+
+
+def block_terms(
+    activation_scale: Any, scale: Any, integers: Any, minimum: Any, lows: Any, sums: Any, zero: Any
+) -> tuple[Any, ...]:
+    """What a block adds to its row's sum: float32 numbers, to be added one after the other.
+
+    Args:
+        activation_scale: of the activations' block.
+        scale: of the weights' block, float16.
+        integers: the exact dot of codes, group scales and activations.
+        minimum: of the weights' block, float16, or None.
+        lows: the exact dot of group minimums and the activations' sums, or None.
+        sums: where there is a minimum without groups: Q8_1's scaled sum.
+        zero: an `unknown_zero`.
+    """
+    scale = scale.astype(jnp.float32)
+    if lows is not None:
+        value = difference_of_products(scale, integers, minimum.astype(jnp.float32), lows)
+        return (rounded_product(activation_scale, value, zero),)
+    product = rounded_product(activation_scale * scale, integers.astype(jnp.float32), zero)
+    if minimum is None:
+        return (product,)
+    return product, -rounded_product(sums, minimum.astype(jnp.float32), zero)
