@@ -102,6 +102,14 @@ def sources(library: Path | None = None) -> tuple[Source, ...]:
     return tuple(Source(name, path.read_text("utf-8", errors="replace")) for name, path in sorted(found))
 
 
+def digest(files: tuple[Source, ...]) -> str:
+    """SHA-256 of all names and texts: another release of Python is another corpus."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name}\0{file.text}\0".encode("utf-8", errors="replace"))
+    return total.hexdigest()
+
+
 def conversations(files: tuple[Source, ...]) -> tuple[Conversation, ...]:
     """Questions and answers, each once, in a fixed order."""
     sums = [

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from corpus import GREETINGS, Conversation, conversations, sources
+from corpus import GREETINGS, Conversation, conversations, digest, sources
 from export import trained_weights
 from train import CONTEXT, tokenized
 
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what train.py wrote")
     parser.add_argument("model", type=Path, help="what export.py wrote")
     parser.add_argument("--out", type=Path, default=Path("training/results"))
+    parser.add_argument("--seed", type=int, default=0, help="the one that train.py was given, for the record")
     given = parser.parse_args()
     files = sources()
     talks = conversations(files)
@@ -139,7 +140,8 @@ def main() -> None:
     result = {
         "model": {"file": given.model.name, "sha256": checkpoint.sha256(), "bytes": given.model.stat().st_size},
         "steps": trained_weights(given.folder)[0],
-        "python_of_the_corpus": sys.version.split()[0],
+        "seed": given.seed,
+        "corpus": {"python": sys.version.split()[0], "files": len(files), "sha256": digest(files)},
         "held_out_tokens": WINDOWS * (CONTEXT - 1),
         "perplexity": perplexity(model, data.held_out),
         "perplexity_as_trained": math.exp(curve[-1]["held_out_loss"]),

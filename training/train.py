@@ -1,6 +1,6 @@
 """Trains the embedded model: a Qwen2 of 5 million parameters, on Python's standard library, in JAX on a CPU.
 
-    python training/train.py out/embedded --steps 3000
+    python training/train.py out/embedded
     python training/export.py out/embedded aprjax/assets/tiny-qwen2-q4_k.gguf
 
 The same seed, library and versions give the same batches; an interrupted run goes on from its last saved step. The
@@ -130,8 +130,15 @@ def held_out_loss(weights: Weights, data: Data, rows: int = 32) -> float:
 _loss = jax.jit(mean_loss)
 
 
-def train(folder: Path, *, steps: int, seed: int, save_every: int) -> Iterator[dict[str, float]]:
-    """Trains up to `steps`, from the last saved step if there is one; yields a record per validation."""
+def train(
+    folder: Path, *, steps: int, seed: int, save_every: int, until: int | None = None
+) -> Iterator[dict[str, float]]:
+    """Trains up to `steps`, from the last saved step if there is one; yields a record per validation.
+
+    With `until` it ends there, at a learning rate that still follows `steps`. A record's `seconds` count from the last
+    start.
+    """
+    end = steps if until is None else min(until, steps)
     folder.mkdir(parents=True, exist_ok=True)
     files = sources()
     data = tokenized(files, conversations(files), folder)
@@ -147,11 +154,11 @@ def train(folder: Path, *, steps: int, seed: int, save_every: int) -> Iterator[d
         return optax.apply_updates(weights, change), state, loss
 
     begun, losses = time.perf_counter(), []
-    for now in range(step, steps):
+    for now in range(step, end):
         weights, state, loss = advance(weights, state, jnp.asarray(data.batch(seed, now)))
         losses.append(float(loss))
         done = now + 1
-        if done % VALIDATE_EVERY == 0 or done == steps:
+        if done % VALIDATE_EVERY == 0 or done == end:
             yield {
                 "step": done,
                 "training_loss": float(np.mean(losses)),
@@ -160,7 +167,7 @@ def train(folder: Path, *, steps: int, seed: int, save_every: int) -> Iterator[d
                 "seconds": time.perf_counter() - begun,
             }
             losses = []
-        if done % save_every == 0 or done == steps:
+        if done % save_every == 0 or done == end:
             _save(folder / "state.npz", done, weights, state)
 
 
@@ -183,11 +190,12 @@ def _resume(path: Path, weights: Weights, state: optax.OptState) -> tuple[int, W
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where vocabulary, state and loss curve are kept")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--until", type=int, help="stop after this step, the learning rate being that of --steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100)
     given = parser.parse_args()
-    records = train(given.folder, steps=given.steps, seed=given.seed, save_every=given.save_every)
+    records = train(given.folder, steps=given.steps, seed=given.seed, save_every=given.save_every, until=given.until)
     for record in records:
         print(json.dumps(record), flush=True)
         with (given.folder / "curve.jsonl").open("a") as curve:
