@@ -170,7 +170,8 @@ def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
         if group_minimums is not None:
             lows, sums = _dot(sums.astype(jnp.float32), group_minimums.astype(jnp.float32)), None
         sums = None if sums is None else sums[:, None]
-        for term in block_terms(activation_scale[:, None], scale, integers, minimum, lows, sums, zero):
+        outer = activation_scale[:, None]
+        for term in block_terms(outer, scale, integers, minimum=minimum, lows=lows, sums=sums, zero=zero):
             total = total + term
         return total, None
 

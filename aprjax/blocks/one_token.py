@@ -26,6 +26,7 @@ from aprjax.blocks.activations import ActivationBlocks
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, codes_by_axes
 from aprjax.blocks.roundings import block_terms, blocks_of_a_run, unknown_zero
+from aprjax.blocks.units import accelerated
 
 _LARGEST_ACTIVATION = 127
 _LARGEST_INT16 = (1 << 15) - 1
@@ -40,7 +41,7 @@ def pays_for_one_token() -> bool:
 
     An accelerator has no use for it, and would wait for the host at every wall.
     """
-    return jax.default_backend() == "cpu"
+    return not accelerated()
 
 
 def terms_together(name: str) -> int:
@@ -111,7 +112,9 @@ def _added_up(weights: Relaid, parts: Any, scales: Any, group_sums: Any, zero: A
         wide = group_sums.astype(jnp.int32)[:, :, None] * weights.group_minimums.astype(jnp.int32)
         lows = _added(wide, axis=2)
     sums = None if group_sums is None or lows is not None else group_sums[:, None]
-    terms = block_terms(scales[:, None], weights.scale, integers, weights.minimum, lows, sums, zero)
+    terms = block_terms(
+        scales[:, None], weights.scale, integers, minimum=weights.minimum, lows=lows, sums=sums, zero=zero
+    )
     chunks, blocks, rows = weights.scale.shape
     together = blocks_of_a_run(blocks)
     total = jnp.zeros((chunks, blocks // together, rows), jnp.float32)
@@ -156,5 +159,3 @@ def one_token_matmul(weights: Relaid, quantized: ActivationBlocks, group_sums: A
 
     nothing = jnp.zeros((chunks, chunk_rows), jnp.float32)
     return lax.fori_loop(0, -(-chunks // together), body, nothing).reshape(1, -1)[:, : weights.rows]
-
-

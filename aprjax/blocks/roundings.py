@@ -70,7 +70,7 @@ def difference_of_products(scale: Any, integers: Any, minimum: Any, lows: Any) -
 
 
 def block_terms(
-    activation_scale: Any, scale: Any, integers: Any, minimum: Any, lows: Any, sums: Any, zero: Any
+    activation_scale: Any, scale: Any, integers: Any, *, minimum: Any, lows: Any, sums: Any, zero: Any
 ) -> tuple[Any, ...]:
     """What a block adds to its row's sum: float32 numbers, to be added one after the other.
 
