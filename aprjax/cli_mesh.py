@@ -34,9 +34,10 @@ def over_devices(function: Callable[..., int]) -> Callable[..., int]:
         with use_mesh(devices):
             return function(*arguments, **options)
 
-    signature = inspect.signature(function)
+    signature = inspect.signature(function, eval_str=True)
     option = inspect.Parameter("mesh", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Mesh)
-    # typer reads both: the order of the options from the one, their types from the other.
+    # typer reads both: the order of the options from the one, their types from the other. Annotations that are still
+    # text would be looked up in this module, which has not their names.
     vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), option])
     run.__annotations__ = {**function.__annotations__, "mesh": Mesh}
     return run
