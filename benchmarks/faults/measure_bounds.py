@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bench import workshop
+from bench import REAL_TOKENS, workshop
 from bounds import bounds, document, write
 from cases import Case, file_cases
 from container import PlantError
@@ -38,6 +38,8 @@ from aprjax.bisect.lockstep import LayerPair, Runner, WeightSource, arbiter, run
 from aprjax.bisect.metrics import relative_l2
 from aprjax.bisect.noise.floor import NoiseFloor
 from aprjax.bisect.replay.layers import padded
+from aprjax.checkpoint import open_checkpoint
+from aprjax.checkpoint.fetch import model_location
 from aprjax.checkpoint.types import Checkpoint, CheckpointError, EncodedTensor
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic
 from aprjax.qwen2.compilation import enable_compilation_cache
@@ -49,9 +51,9 @@ from aprjax.qwen2.stages import OUTSIDE, Stage
 # Engines that go through the layers together: some 40 MB of captured values each, of a 1.5B model.
 AT_ONCE = 33
 SELECTION = [
-    "Of every kind of fault in the bench's register one is taken first (of a file at its first or last strength and",
-    "tensor in turn, of a computation in one layer if it can be), the layers being the first, the middle and the last",
-    "in turn; then the others of the bench's short list, as far as the time went. What the reader refuses is no case.",
+    "Of every kind of fault in the bench's register one is taken (of a file at its first or last strength and tensor",
+    "in turn, of a computation in one layer if it can be), the layers being the first, the middle and the last in",
+    "turn; then the others of the bench's short list, as far as the time went. What the reader refuses is no case.",
 ]
 Staged = dict[Stage, np.ndarray]
 
@@ -302,6 +304,14 @@ def measured(shop: Workshop, done: set[str], stop: Callable[[], bool]) -> Iterat
             yield from engines.measure(todo[start : start + AT_ONCE])
 
 
+def bench_of(name: str, folder: Path) -> Workshop:
+    """The model and its reference; a real one's faults are planted in a copy of its GGUF file, which opens at once."""
+    if name == "tiny":
+        return workshop(name, folder)
+    path = model_location(f"qwen2.5-coder-{name}")
+    return Workshop(name, path, open_checkpoint(path), folder, REAL_TOKENS)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("tiny", "0.5b", "1.5b"), default="1.5b")
@@ -315,7 +325,7 @@ def main() -> int:
     done, end = {row["key"] for row in rows}, time.monotonic() + 60 * options.minutes
     command = f"python benchmarks/faults/measure_bounds.py --model {options.model} --out evidence/{options.out.name}"
     with tempfile.TemporaryDirectory(prefix="aprjax-") as temporary:
-        shop = workshop(options.model, options.folder or Path(temporary))
+        shop = bench_of(options.model, options.folder or Path(temporary))
         for row in measured(shop, done, lambda: time.monotonic() > end):
             (found,) = bounds([row])
             rows.append({"key": row["case"]["key"], "layer": row["case"]["layer"], **found})

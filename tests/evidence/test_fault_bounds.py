@@ -44,8 +44,13 @@ def test_bounds_are_counted_as_they_are_defined(maker: ModuleType, folder: Path)
     rows = document_of(folder)["cases"]
     faults = [row for row in rows if row["group"] != "clean"]
     clean = [row for row in rows if row["group"] == "clean"]
-    assert len(faults) > 50
+    assert len(faults) > 25
     assert clean
+    if "selection" in document_of(folder):
+        # Every part of the model, and faults of both kinds.
+        assert {row["layer"] for row in faults} == {None, 0, 14, 27}
+        assert {row["group"] for row in faults} == {"file", "computation"}
+        assert len({row["fault"] for row in faults}) > 25
     for row in rows:
         assert row["positions"] > 0
         assert 0 <= row["flips"] <= row["positions"]
