@@ -44,3 +44,13 @@ def test_what_is_quoted_stands_in_the_reports() -> None:
     assert {(fault["layer"], fault["stage"]) for fault in located["faults"]} == {*places}
     assert all("activations quantized per 256 (Q8_K)" in fault["cause"] for fault in located["faults"])
     assert [choice["name"] for choice in located["choices"]] == ["activations"]
+
+
+def test_no_number_in_the_text_stands_alone() -> None:
+    """Every decimal is a link, a quotation of a report, or the cosine that the other measurement has."""
+    quoted = r'\[[^\]]+\]\(\w+\.json "[^"]+"\)|`[^`]*`|^ {4}.*$|"channel 408[^"]+"'
+    prose = re.sub(quoted, "", README, flags=re.MULTILINE)
+    other = FOLDER.with_name("massive-activation-2026-11-23") / "result.json"
+    hidden = next(c for c in json.loads(other.read_text("ascii"))["claims"] if c["id"] == "hidden-by-cosine")
+    decimals = re.findall(r"-?\d+\.\d+", prose.replace("Qwen2.5", "").replace("1.5B", ""))
+    assert decimals == [f"{hidden['found'][1]:.4f}"]
