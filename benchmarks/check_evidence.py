@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = "qwen2.5-coder-1.5b"
+MODEL = "qwen2.5-coder-0.5b"
 # What speaks of two files of one model, and takes some minutes: forward parity, formats, what traces are.
 CONTRACTS = ("apr-vs-gguf-forward-parity-v1", "format-parity-v1", "trace-identity-v1")
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +24,7 @@ from greedy_texts import judged_text, shown
 TOKENS = 512
 # Prefixes at which a text is judged.
 JUDGED = (24, 96, 256, TOKENS)
-NOISES = (0.03, 0.1, 0.2)
+NOISES = {f"noise of {size:.0%} on every scale": size for size in (0.03, 0.1, 0.2)}
 # Positions that are summed up together.
 WINDOW = 64
 SOUND = "none: plain"
@@ -35,6 +35,17 @@ ENGINES: dict[str, dict[str, Any]] = {
     "none: float16 cache": {"type_k": "f16", "type_v": "f16"},
     "none: float16 cache, flash attention": {"type_k": "f16", "type_v": "f16", "flash_attention": True},
 }
+# What is measured, the most telling first.
+ORDER = (
+    ("text", SOUND),
+    ("drift", "two-plus-two"),
+    ("text", "noise of 10% on every scale"),
+    ("text", "none: float16 cache, flash attention"),
+    ("drift", "hello"),
+    ("text", "noise of 20% on every scale"),
+    ("text", "noise of 3% on every scale"),
+    ("text", "none: float16 cache"),
+)
 Noise = Callable[[Any, float], Any]
 
 
@@ -45,18 +56,17 @@ def measure(model: str, names: Sequence[str], path: Path, noise: Noise, stop: Ca
 
     document = json.loads(path.read_text("ascii")) if path.exists() else {"model": model, "texts": [], "drift": []}
     file = open_checkpoint(fetch(model, None, lambda what, done, total: None))
-    for rows in texts(file, names, {row["fault"] for row in document["texts"]}, noise):
-        document["texts"] += rows
+    for kind, name in ORDER:
+        if kind == "text" and name not in {row["fault"] for row in document["texts"]}:
+            document["texts"] += text(file, names, name, noise)
+        elif kind == "drift" and name not in {row["prompt"] for row in document["drift"]}:
+            plain = next(row for row in document["texts"] if (row["fault"], row["prompt"]) == (SOUND, name))
+            document["drift"].append(drift(file, plain))
+        else:
+            continue
         write(path, document)
         if stop():
             return
-    plain = {row["prompt"]: row for row in document["texts"] if row["fault"] == SOUND}
-    for name in names:
-        if name not in {row["prompt"] for row in document["drift"]}:
-            document["drift"].append(drift(file, plain[name]))
-            write(path, document)
-            if stop():
-                return
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
@@ -65,26 +75,21 @@ def write(path: Path, document: dict[str, Any]) -> None:
     path.write_text(text.replace('{"fault": ', '\n{"fault": ').replace('{"prompt": ', '\n{"prompt": ') + "\n", "ascii")
 
 
-def texts(file: Any, names: Sequence[str], done: set[str], noise: Noise) -> Iterator[list[dict[str, Any]]]:
-    """The texts of every engine and every noise that is not done."""
-    for name, options in ENGINES.items():
-        if name not in done:
-            about = {"fault": name, "noise": 0.0}
-            yield generated(file, file.path, names, about, options)
-    for size in NOISES:
-        name = f"noise of {size:.0%} on every scale"
-        if name in done:
-            continue
-        with tempfile.TemporaryDirectory(prefix="aprjax-") as folder:
-            target = Path(folder) / "noisy.gguf"
-            shutil.copyfile(file.path, target)
-            noisy = noise(file, size)
-            with target.open("r+b") as stream:
-                for key, tensor in noisy.tensors.items():
-                    if tensor.data is not file.tensors[key].data:
-                        stream.seek(tensor.offset)
-                        stream.write(tensor.data.tobytes())
-            yield generated(file, target, names, {"fault": name, "noise": size}, {})
+def text(file: Any, names: Sequence[str], fault: str, noise: Noise) -> list[dict[str, Any]]:
+    """The texts of one engine, or of one noise."""
+    if fault in ENGINES:
+        return generated(file, file.path, names, {"fault": fault, "noise": 0.0}, ENGINES[fault])
+    size = NOISES[fault]
+    with tempfile.TemporaryDirectory(prefix="aprjax-") as folder:
+        target = Path(folder) / "noisy.gguf"
+        shutil.copyfile(file.path, target)
+        noisy = noise(file, size)
+        with target.open("r+b") as stream:
+            for key, tensor in noisy.tensors.items():
+                if tensor.data is not file.tensors[key].data:
+                    stream.seek(tensor.offset)
+                    stream.write(tensor.data.tobytes())
+        return generated(file, target, names, {"fault": fault, "noise": size}, {})
 
 
 def generated(
