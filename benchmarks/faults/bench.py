@@ -79,7 +79,7 @@ def all_cases(shop: Workshop, *, few: bool) -> list[Case]:
     names = tuple(PRESETS)
     if shop.name == "0.5b":
         # Seconds each: of faults of the computation some, most of them of one layer.
-        computed = [*computed[1:40:19], *in_layers[::4]]
+        computed = [computed[0], *computed[1:40:19], *in_layers[::4]]
         traces, pairs, probes, names = traces[::3], 5, ("direct", "chatml"), _FEW
     if shop.name == "1.5b":
         # A minute or more each: of every kind of fault some, at the first, the middle and the last layer.
