@@ -41,6 +41,5 @@ def demo(
         print(f"error: a fault in aprjax itself: planted was {words}; {'; '.join(wrong)}", file=sys.stderr)
         return INTERNAL_ERROR
     print(f"\nFound where it was planted: {words}." if PLANS[fault].site else "\nBoth agree, as they should.")
-    print(f"The report: {out / 'report' / 'index.html'}")
     print(f"Go on with the same two files, for instance:\n  python -m bisect locate --model {model} --ref {ref}")
     return 0
