@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from aprjax.checkpoint.atomic import atomic_file
 from aprjax.checkpoint.fetch import cache_folder
 
 # Programs that compile faster than this cost more to look up than to compile again.
@@ -25,10 +28,39 @@ def enable_compilation_cache() -> Path | None:
         return None
     import jax
 
+    _write_whole_entries()
     folder = cache_folder() / "xla" / f"jaxlib-{version('jaxlib')}-{_processor()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_SECONDS)
     return folder
+
+
+@cache
+def _write_whole_entries() -> None:
+    """Makes jax's cache write its entries whole or not at all.
+
+    jax 0.10 writes an entry in place (`LRUCache.put`, lru_cache.py). What a killed process or a full disk leaves of one
+    every later run fails to read, warns of and compiles again, and none replaces it. The cache's class is no public
+    name: where another jax has it elsewhere, entries are written as that jax does.
+    """
+    from jax._src import lru_cache
+
+    names = ("LRUCache", "_CACHE_SUFFIX")
+    if not all(hasattr(lru_cache, name) for name in names) or not hasattr(lru_cache.LRUCache, "put"):
+        return
+    in_place = lru_cache.LRUCache.put
+
+    def put(self: Any, key: str, value: bytes) -> None:
+        folder = getattr(self, "path", None)
+        if not key or not isinstance(folder, Path) or getattr(self, "eviction_enabled", True):
+            in_place(self, key, value)
+            return
+        entry = folder / f"{key}{lru_cache._CACHE_SUFFIX}"
+        if not entry.exists():
+            with atomic_file(entry) as stream:
+                stream.write(value)
+
+    lru_cache.LRUCache.put = put
 
 
 def _processor() -> str:
