@@ -119,7 +119,9 @@ def generated(
         rows.append(
             {
                 **about,
-                "engine": {key: found.engine[key] for key in ("version", "commit") if key in found.engine},
+                "engine": {
+                    key: found.engine[key] for key in ("llama_cpp_python", "ggml_version") if key in found.engine
+                },
                 "prompt": prompt.name,
                 "fed": fed,
                 "tokens": tokens,
@@ -176,7 +178,7 @@ def section(document: dict[str, Any]) -> list[str]:
     lines = [
         f"## {TOKENS} tokens that nothing ends",
         "",
-        f"Greedy texts of llama.cpp ({', '.join(engine.values())}), stop tokens written and passed over. The gate and",
+        f"Greedy texts of llama.cpp ({', '.join(engine.values())}); stop tokens are written and passed over. The gate and",
         "our measure of loops judge the beginnings, too. A text parts from the plain engine's at the token named.",
         "",
         "| fault | prompt | first stop token | parts at | " + " | ".join(map(str, JUDGED)) + " | the end of the text |",
@@ -208,12 +210,13 @@ def _drift_section(rows: Sequence[dict[str, Any]]) -> list[str]:
         cells = " | ".join(f"{middle:.1e} | {most:.1e}" for _, middle, most in parts)
         lines.append(f"| {begin} to {begin + WINDOW - 1} | {cells} |")
     for row in rows:
-        near = max((row["margin"][index] for index in row["not_float32"]), default=0.0)
+        near = [row["margin"][index] for index in row["not_float32"]]
+        rest = f", which it leaves where its margin is {max(near):.3f} logits at most" if near else ""
         lines += [
             "",
             f"{row['prompt']}: the engine's choice is that of our `llama.cpp` at "
-            f"{TOKENS - len(row['not_ours'])} of {TOKENS} positions, of `float32` at "
-            f"{TOKENS - len(row['not_float32'])}; where not, its margin in `llama.cpp` is {near:.3f} logits at most.",
+            f"{TOKENS - len(row['not_ours'])} of {TOKENS} positions, and that of `float32` at "
+            f"{TOKENS - len(row['not_float32'])}{rest}.",
         ]
     return [*lines, ""]
 
