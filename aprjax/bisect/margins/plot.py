@@ -52,7 +52,7 @@ def plot_strip(report: MarginsReport) -> Any:
         axes.set_ylim(lowest, highest)
         axes.set_xlim(-1, across)
         axes.set_ylabel("margin (logits)", fontsize=8)
-    _legend(found[0])
+    _legend(figure, found[0])
     cut = f", the first {len(shown)} of {len(report.rows)}" if len(shown) < len(report.rows) else ""
     figure.suptitle(
         f"{report.fed.name}: {report.verdict}; the reference's margin of the next choice after each token{cut}",
@@ -82,7 +82,7 @@ def _readable(text: str) -> str:
     return plain if len(plain) <= _TEXT else plain[: _TEXT - 1] + "…"
 
 
-def _legend(axes: Any) -> None:
+def _legend(figure: Any, axes: Any) -> None:
     from matplotlib.patches import Patch
 
     lines, labels = axes.get_legend_handles_labels()
@@ -92,4 +92,7 @@ def _legend(axes: Any) -> None:
         Patch(color=_COLOURS[Verdict.NEAR_TIE], label="near-tie"),
         Patch(color=_COLOURS[Verdict.DIVERGENCE], label="divergence"),
     ]
-    axes.legend(handles=[*patches, *lines], labels=[*(p.get_label() for p in patches), *labels], fontsize=7, ncols=3)
+    texts = [*(patch.get_label() for patch in patches), *labels]
+    figure.legend(
+        handles=[*patches, *lines], labels=texts, fontsize=7, ncols=3, loc="outside lower center", frameon=False
+    )
