@@ -174,12 +174,12 @@ def windows(cosines: Sequence[float]) -> list[tuple[int, float, float]]:
 def section(document: dict[str, Any]) -> list[str]:
     """What the long texts say, for the page."""
     rows, sound = document["texts"], {r["prompt"]: r for r in document["texts"] if r["fault"] == SOUND}
-    engine = next(iter(rows))["engine"]
+    engine = " and ".join(f"{name.replace('_', '-')} {number}" for name, number in rows[0]["engine"].items())
     lines = [
         f"## {TOKENS} tokens that nothing ends",
         "",
-        f"Greedy texts of llama.cpp ({', '.join(engine.values())}); stop tokens are written and passed over. The gate and",
-        "our measure of loops judge the beginnings, too. A text parts from the plain engine's at the token named.",
+        f"Greedy texts of llama.cpp ({engine}); stop tokens are written and passed over. The gate",
+        "and our measure of loops judge the beginnings, too. A text parts from the plain engine's at the token named.",
         "",
         "| fault | prompt | first stop token | parts at | " + " | ".join(map(str, JUDGED)) + " | the end of the text |",
         "|---|---|---:|---:|" + "---|" * len(JUDGED) + "---|",
