@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from browser import Browser
@@ -149,6 +150,17 @@ def transformers() -> ModuleType:
     import transformers
 
     return transformers
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Any:
+    """The first GPU that JAX sees. Mark such tests `gpu`."""
+    import jax
+
+    try:
+        return jax.devices("gpu")[0]
+    except RuntimeError:
+        absent("JAX sees no GPU", "install jax[cuda12] on a machine that has one", required_by="APRJAX_REQUIRE_GPU")
 
 
 @pytest.fixture(scope="session")

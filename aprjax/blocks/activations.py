@@ -71,8 +71,12 @@ def _quotient(numerator: Any, divisor: Any, valid: Any) -> Any:
 
 def _through_half(value: Any) -> Any:
     """Rounded to float16 and back: to nearest even, to infinity above 65504, as ggml stores it."""
-    with np.errstate(over="ignore"):
-        return value.astype(np.float16).astype(np.float32)
+    if namespace(value) is np:
+        with np.errstate(over="ignore"):
+            return value.astype(np.float16).astype(np.float32)
+    from aprjax.blocks.halves import through_half
+
+    return through_half(value)
 
 
 # 127/amax overflows below this (FLT_MAX = 3.4028235e38): see the module's docstring.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from aprjax.blocks.fused import fused_multiply_add
+from aprjax.blocks.halves import through_half
 
 # Running sums held at a time: 2^22 float32 are 16 MiB.
 _SUMS_TOGETHER = 1 << 22
@@ -162,15 +163,15 @@ def _straight_through(
     return product
 
 
-def _through(dtype: Any) -> Callable[[Any], Any]:
-    """Rounding to a narrower type and back; the barrier keeps XLA from dropping it as excess precision."""
-    return lambda values: lax.optimization_barrier(values.astype(dtype)).astype(jnp.float32)
+def _through_bfloat16(values: Any) -> Any:
+    """Rounded to bfloat16 and back (`halves` says why not by conversion); it has float32's exponents."""
+    return lax.reduce_precision(values, 8, 7)
 
 
 _KINDS: dict[str, tuple[Callable[[Any], Any], _Finish]] = {
     "F32": (lambda values: values, _finish_f32),
-    "F16": (_through(jnp.float16), _finish_f16),
-    "BF16": (_through(jnp.bfloat16), _finish_bf16),
+    "F16": (through_half, _finish_f16),
+    "BF16": (_through_bfloat16, _finish_bf16),
 }
 
 

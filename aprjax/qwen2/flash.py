@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from aprjax.blocks.exact import exact_dot_f32
+from aprjax.blocks.halves import through_half
 from aprjax.qwen2.arithmetic import Vectors
 from aprjax.qwen2.engine import add_halves, exponential_wide
 from aprjax.qwen2.flash_twins import PER_LOGARITHM, POLYNOMIAL, POWERS, TILE
@@ -60,15 +61,10 @@ def _scale(channels: int) -> np.float32:
     return np.float32(1) / np.sqrt(np.float32(channels))
 
 
-def _through_half(x: Any) -> Any:
-    # A barrier: XLA drops a conversion there and back as excess precision.
-    return lax.optimization_barrier(x.astype(jnp.float16)).astype(jnp.float32)
-
-
 def _one_by_one(q: Array, k: Array, v: Array, visible: Array, vectors: Vectors) -> tuple[Array, Array]:
     """Sums of weighted values `[kv_head, group, position, channel]`, and of the weights, key after key."""
     lanes = 16 if vectors == "avx512" else 8
-    scores = exact_dot_f32(_through_half(q), k, lanes=lanes) * _scale(q.shape[-1])
+    scores = exact_dot_f32(through_half(q), k, lanes=lanes) * _scale(q.shape[-1])
 
     def add(carry: tuple[Array, Array, Array], step: tuple[Array, Array, Array]) -> tuple[Any, None]:
         largest, total, sums = carry
@@ -76,8 +72,8 @@ def _one_by_one(q: Array, k: Array, v: Array, visible: Array, vectors: Vectors) 
         larger = score > largest
         shrink = jnp.where(larger, library_exponential(largest - score), jnp.float32(1))
         weight = jnp.where(larger, jnp.float32(1), library_exponential(jnp.minimum(score - largest, 0)))
-        shrunk = _through_half(sums * shrink[..., None])
-        added = _through_half(fused(value[:, :, None], weight[..., None], shrunk))
+        shrunk = through_half(sums * shrink[..., None])
+        added = through_half(fused(value[:, :, None], weight[..., None], shrunk))
         return (
             jnp.where(seen & larger, score, largest),
             jnp.where(seen, fused(total, shrink, weight), total),

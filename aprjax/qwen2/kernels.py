@@ -20,6 +20,7 @@ from aprjax.blocks.dot import float_matmul, integer_matmul
 from aprjax.blocks.exact import exact_matmul
 from aprjax.blocks.exact_default import ProductKernel, product_kernel
 from aprjax.blocks.exact_floats import exact_dot
+from aprjax.blocks.halves import through_half
 from aprjax.blocks.relay import Relaid
 from aprjax.checkpoint.types import RopePairing
 from aprjax.qwen2 import engine, flash, functional, realizar
@@ -204,7 +205,7 @@ def _exact_float_matmul(
     """`ggml_vec_dot_f32` and `…_f16`, or tinyBLAS: for float16 the activations are rounded to it, too."""
 
     def product(weight: Relaid, x: Array) -> Array:
-        left = (x.astype(jnp.float16) if weight.name == "F16" else x).astype(jnp.float32)
+        left = through_half(x) if weight.name == "F16" else x
         rows = weight.codes[0].reshape(-1, weight.columns)[: weight.rows]
         rows = jnp.pad(rows, ((0, -weight.rows % _ROWS_TOGETHER), (0, 0)))
         pieces = rows.reshape(-1, _ROWS_TOGETHER, weight.columns)

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
+from aprjax.blocks.halves import through_half
 from aprjax.blocks.relay import Relaid
 from aprjax.checkpoint.types import RopePairing
 from aprjax.qwen2 import kernels
@@ -120,7 +121,7 @@ class Attention(nnx.Module):
         v = v.reshape(positions, -1, self.head_dim)
         half = arithmetic.kv_cache == "float16"
         if half:
-            k, v = _through_half(k), _through_half(v)
+            k, v = through_half(k), through_half(v)
         cached = (context.visible, context.keys, context.values, context.start)
         heads = Heads(self.q_proj.weight.mesh, self.num_heads, self.num_kv_heads)
         if context.sequences is None:
@@ -159,7 +160,7 @@ def _attend(
     k, v = heads.cached(k), heads.cached(v)
     with jax.named_scope(Stage.ATTN_SCORES):
         scores = heads.scores(
-            partial(kernels.attention_scores, arithmetic=arithmetic), _through_half(q) if half else q, k
+            partial(kernels.attention_scores, arithmetic=arithmetic), through_half(q) if half else q, k
         )
         scores = _by_position(tap, Stage.ATTN_SCORES, scores)
     with jax.named_scope(Stage.ATTN_SOFTMAX):
@@ -169,13 +170,8 @@ def _attend(
         if arithmetic.flash:
             # One kernel, which has no such scores and probabilities: what passed the tap is for reading.
             return heads.flash(partial(kernels.flash_attention, arithmetic=arithmetic), q, k, v, visible), k, v
-        weights = _through_half(probabilities) if half else probabilities
+        weights = through_half(probabilities) if half else probabilities
         return heads.values(partial(kernels.weighted_values, arithmetic=arithmetic), weights, v), k, v
-
-
-def _through_half(x: Array) -> Array:
-    """`x` rounded to float16 and back: what a float16 cache keeps of it."""
-    return x.astype(jnp.float16).astype(x.dtype)
 
 
 def _by_position(tap: Tap, stage: Stage, x: Float[Array, "head position key"]) -> Float[Array, "head position key"]:
