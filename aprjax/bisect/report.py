@@ -13,6 +13,8 @@ from aprjax.checkpoint.types import Finding
 from aprjax.qwen2.stages import Stage
 
 SCHEMA = "aprjax.layers/1"
+# The finding that alone makes a verdict unmeasured: everything that a trace holds agrees, and it does not hold all.
+VALUES_LACKING = "values-lacking"
 
 
 class Verdict(StrEnum):

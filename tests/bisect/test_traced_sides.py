@@ -14,7 +14,7 @@ from tiny import with_tensor, write_tiny
 from aprjax.bisect.layers.compare import layers
 from aprjax.bisect.lockstep import Runner
 from aprjax.bisect.open_sides import file_of
-from aprjax.bisect.report import LayersReport, Verdict
+from aprjax.bisect.report import VALUES_LACKING, LayersReport, Verdict
 from aprjax.bisect.tokens.fed import TokensReport
 from aprjax.bisect.traced import Side, Traced, arithmetic_of
 from aprjax.checkpoint.types import Checkpoint, CheckpointError
@@ -136,6 +136,7 @@ def test_what_an_engine_never_yields_is_not_lacking(file: Checkpoint, trace: Mem
     report = compare(side, here)
     assert report.verdict is Verdict.UNMEASURED
     assert "lacks 1 value, which was not measured: ffn_up of layer 1; record it" in report.reason
+    assert [(f.id, f.side) for f in report.findings if f.id == VALUES_LACKING] == [(VALUES_LACKING, "model")]
 
 
 def test_a_divergence_stays_one_where_values_are_lacking(file: Checkpoint, other_file: Checkpoint) -> None:
@@ -143,6 +144,7 @@ def test_a_divergence_stays_one_where_values_are_lacking(file: Checkpoint, other
     values = {key: value for key, value in trace.values.items() if key[0] != 0}
     report = compare(Traced(replace(trace, values=values), other_file, LLAMA), Runner(file, LLAMA))
     assert (report.verdict, place(report)) == (Verdict.DIVERGENCE, (1, Stage.FFN_UP))
+    assert not any(finding.id == VALUES_LACKING for finding in report.findings)
 
 
 @pytest.mark.parametrize(

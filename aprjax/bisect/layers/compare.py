@@ -21,6 +21,7 @@ from aprjax.bisect.margins.top_two import NEAR_TIE_SIGMAS, margins
 from aprjax.bisect.metrics import UNMEASURED, Sums, massive_channels, relative_l2, without_channels
 from aprjax.bisect.noise.floor import NoiseFloor, engine_floors
 from aprjax.bisect.report import (
+    VALUES_LACKING,
     FirstDivergence,
     LayerReport,
     LayersReport,
@@ -110,14 +111,18 @@ def layers(
                 require_runnable(side.checkpoint)
         _measure(state, tokens, progress, observe)
     clock["layers"] = time.perf_counter()
-    verdict, reason = _as_far_as_measured(state, *_verdict(state, tokens))
+    verdict, reason = _verdict(state, tokens)
+    lacking = _lacking(state, verdict)
+    if lacking:
+        lacks = "; ".join(finding.message for finding in lacking)
+        verdict, reason = Verdict.UNMEASURED, f"{lacks}. Of what was measured, {reason}"
     return LayersReport(
         verdict=verdict,
         reason=reason,
         first_divergence=_tokens_divergence(tokens) or state.first,
         sides={"model": side_info(model), "ref": side_info(ref)},
         prompt=PromptInfo(tokens.name, tokens.text, tokens.wrap, tokens.ids, positions),
-        findings=findings,
+        findings=(*findings, *lacking),
         layers=tuple(([LayerReport(OUTSIDE, state.outside)] if state.outside else []) + state.layers),
         margins=tuple(state.margins),
         noise=state.noise.to_json(),
@@ -318,18 +323,17 @@ def _tokens_divergence(tokens: TokensReport) -> FirstDivergence | None:
     )
 
 
-def _as_far_as_measured(state: _State, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
-    """No agreement where a trace lacks values that its engine has: a fault may lie just there."""
+def _lacking(state: _State, verdict: Verdict) -> tuple[SidedFinding, ...]:
+    """What keeps a verdict from being an agreement: values that a trace lacks, where a fault may lie."""
     known = state.ref.checkpoint or state.model.checkpoint
     if verdict.exit_code != Verdict.AGREE.exit_code or known is None:
-        return verdict, reason
-    sides = (("the model's trace", state.model), ("the reference's trace", state.ref))
-    lacks = [
-        unmeasured_part(side.trace, known.config.num_layers, whose) for whose, side in sides if isinstance(side, Traced)
-    ]
-    if not any(lacks):
-        return verdict, reason
-    return Verdict.UNMEASURED, f"{'; '.join(filter(None, lacks))}. Of what was measured, {reason}"
+        return ()
+    found = []
+    for side, name, whose in ((state.model, "model", "model's"), (state.ref, "ref", "reference's")):
+        if isinstance(side, Traced):
+            text = unmeasured_part(side.trace, known.config.num_layers, f"the {whose} trace")
+            found += [SidedFinding(VALUES_LACKING, "warning", text, side=name)] if text else []
+    return tuple(found)
 
 
 def _verdict(state: _State, tokens: TokensReport) -> tuple[Verdict, str]:

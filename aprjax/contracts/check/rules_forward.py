@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from aprjax.bisect.report import LayersReport, StageReport, Verdict
+from aprjax.bisect.report import VALUES_LACKING, LayersReport, StageReport, Verdict
 from aprjax.contracts.check.measurement import Asked, Measurement, measures
 from aprjax.contracts.check.traced_pass import SELECTIONS, SLOTS, TracedPass
 from aprjax.qwen2.stages import OUTSIDE, Stage
@@ -28,7 +28,9 @@ def passes(asked: Asked) -> list[TracedPass]:
 
 def broken_off(report: LayersReport) -> Measurement | None:
     """What keeps a pass from being judged by numbers: tokens or dimensions that differ, values that are none."""
-    if report.verdict is Verdict.UNMEASURED:
+    # What a trace lacks is missing from the numbers; those that are there can be judged.
+    partial = any(finding.id == VALUES_LACKING for finding in report.findings)
+    if report.verdict is Verdict.UNMEASURED and not partial:
         return Measurement(unmeasured=report.reason)
     first = report.first_divergence
     if first is not None and not report.layers:
