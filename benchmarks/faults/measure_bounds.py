@@ -289,16 +289,22 @@ def measured(shop: Workshop, done: set[str], stop: Callable[[], bool]) -> Iterat
     engines, computed = Engines(files), in_turn(engine_cases(shop.name, chosen, few=True))
     planted = in_turn(planted)
     kinds = len({case.fault for case in planted}), len({case.fault for case in computed})
-    for part in (slice(0, kinds[0]), slice(kinds[0], None)):
-        for case in planted[part]:
+    first = AT_ONCE, kinds[0]
+    for kind, part in (
+        ("computation", slice(0, first[0])),
+        ("file", slice(0, first[1])),
+        ("computation", slice(first[0], kinds[1])),
+        ("file", slice(first[1], None)),
+        ("computation", slice(kinds[1], None)),
+    ):
+        todo = [case for case in (planted if kind == "file" else computed)[part] if case.key not in done]
+        for case in todo if kind == "file" else ():
             if stop():
                 return
-            row = None if case.key in done else files.measure(case)
+            row = files.measure(case)
             if row is not None:
                 yield row
-        whole = slice(0, kinds[1]) if part.start == 0 else slice(kinds[1], None)
-        todo = [case for case in computed[whole] if case.key not in done]
-        for start in range(0, len(todo), AT_ONCE):
+        for start in range(0, len(todo), AT_ONCE) if kind == "computation" else ():
             if stop():
                 return
             yield from engines.measure(todo[start : start + AT_ONCE])

@@ -29,7 +29,9 @@ def test_there_is_evidence() -> None:
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_readme_is_what_the_benchmark_makes_of_the_json(benchmark: ModuleType, folder: Path) -> None:
     references, results = benchmark.found_in(folder)
-    assert (folder / "README.md").read_text(encoding="utf-8") == benchmark.readme(references, results)
+    assert (folder / "README.md").read_text(encoding="utf-8") == benchmark.readme(
+        references, results, benchmark.rechecked(folder)
+    )
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -55,3 +57,11 @@ def test_every_result_is_of_what_llama_cpp_generated(benchmark: ModuleType, fold
                 assert first["near_tie"] == (first["rank"] <= 2 and first["gap"] <= NEAR_TIE_SIGMAS * first["sigma"])
             # Equal logits cannot choose differently.
             assert row["steps_with_equal_top_two_logits"] <= 128 - (first is not None)
+
+
+def test_what_was_computed_again_is_equal(benchmark: ModuleType) -> None:
+    # The exact presets' bits are the engine's, so that no later commit may have others.
+    for row in (again := benchmark.rechecked(FOLDERS[-1]))["prompts"]:
+        assert (row["equal_tokens"], row["steps_with_equal_top_two_logits"]) == (128, 128)
+    assert again["arithmetic"] == "llama.cpp-exact"
+    assert len(again["prompts"]) >= 3

@@ -48,3 +48,12 @@ def test_equal_arithmetic_agrees_on_the_tokens_of_the_other_run(maker: ModuleTyp
         for row in mixed["tokens"]:
             near = row["rank"] <= 2 and max(row["gap"], row["model_gap"]) <= mixed["noise"]["near_tie_gap"]
             assert row["verdict"] == ("agree" if not row["flip"] else "near-tie" if near else "divergence")
+
+
+def test_what_was_computed_again_is_near(maker: ModuleType) -> None:
+    runs = maker.found_in(FOLDERS[-1])
+    again, then = runs[maker.RECHECK], runs["direct-equal-arithmetic"]
+    assert again["positions"] == len(then["tokens"])
+    # Other sums of one arithmetic: by no more than what counts as noise there.
+    assert again["largest_margin_change"] < runs["direct-two-arithmetics"]["noise"]["near_tie_gap"]
+    assert again["perplexity_then"] == pytest.approx(then["summary"]["ref_perplexity"], rel=1e-9)
