@@ -260,7 +260,7 @@ def generate(
     ref: SideLike,
     prompt: str | None = None,
     *,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = 128,
     tokens: Sequence[int] | None = None,
     wrap: Wrapped = "none",
     arithmetic: ArithmeticLike | None = None,
