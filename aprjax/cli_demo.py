@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from aprjax.cli_app import INTERNAL_ERROR, command
-from aprjax.demo import PLANS, PROBES, DemoFault
+from aprjax.demo_fault import DemoFault
 
 
 @command
@@ -24,7 +24,7 @@ def demo(
     """Plant a fault in the model that aprjax carries, find it, and write the report: seconds, nothing is fetched."""
     from aprjax.bisect.layers.command import run_layers
     from aprjax.checkpoint.types import CheckpointError
-    from aprjax.demo import missed, prepare
+    from aprjax.demo import PLANS, PROBES, missed, prepare
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -33,6 +33,8 @@ def demo(
             f"cannot make the folder: {error.strerror}", file=out, fix="choose another --out"
         ) from None
     model, ref = prepare(fault, out)
+    # From a clone, as a reader would type it; wherever else aprjax is installed, in full.
+    ref = ref.relative_to(Path.cwd()) if ref.is_relative_to(Path.cwd()) else ref
     words = PLANS[fault].words
     print(f"Planted: {words}.", flush=True)
     run_layers(model=str(model), ref=str(ref), json_out=str(out / "layers.json"), report=out / "report", probes=PROBES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from aprjax.assets import embedded_model
 from aprjax.checkpoint import open_checkpoint
 from aprjax.checkpoint.apr_writer import write_apr
 from aprjax.checkpoint.types import Checkpoint
+from aprjax.demo_fault import DemoFault
 from aprjax.text.probes import Probe
 
 # One question, asked directly and in ChatML: one that the model was trained on, and of 17 and 27 tokens, so that both
@@ -25,15 +25,6 @@ from aprjax.text.probes import Probe
 QUESTION = "Write a Python function that computes the factorial of a number."
 PROBES = (Probe("direct", QUESTION, "none"), Probe("chatml", QUESTION, "once"))
 EMBEDDING = "model.embed_tokens.weight"
-
-
-class DemoFault(StrEnum):
-    """What `demo` can plant."""
-
-    GATE_UP_SWAPPED = "gate-up-swapped"
-    CHATML_ROW = "chatml-row"
-    ROPE_THETA = "rope-theta"
-    NONE = "none"
 
 
 @dataclass(frozen=True)
