@@ -150,6 +150,11 @@ def test_every_mislabelled_trace_breaks_a_contract(
         return outcome(Bench(str(folder), str(shop.ref.path), both="float32"), "APRJAX-TRACE-001")
 
     assert outcome_for("sound", clean).status is Status.PASS
+    # Nobody says what was fed: the embedding's rows do.
+    (tmp_path / "sound" / "_PROVENANCE.txt").unlink()
+    alone = Bench(str(shop.ref.path), str(tmp_path / "sound"), both="float32")
+    assert alone.prompt("direct").ids == tuple(studio.tokens)
+    assert outcome(alone, "APRJAX-TRACE-001").status is Status.PASS
     unseen = []
     for name, fault in faults.TRACE_FAULTS.items():
         values, _ = fault.spoil(clean, [1], studio.ref.config.head_dim)
