@@ -33,12 +33,14 @@ _SHELL = re.compile(r"[|&;<>*`(){}$]")
 _FRONT_DOORS = (["python", "-m", "bisect"], ["python", "-m", "aprjax"], ["aprjax"])
 
 _FLOAT = re.compile(r"(?<![\w.])[-+−]?(?:\d+\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+)(?![\w]|\.\d)")
-# Sums are added in another order on another processor: what lies below is rounding itself, and only its order of
-# magnitude is the same. What lies above is printed with two digits or more, of which the last may differ.
+# Sums are added in another order on another processor: what lies below is rounding itself, what lies beyond is a
+# multiple of it (so many sigma), and only their order of magnitude is the same. Other numbers are printed with two
+# digits or more, of which the last may differ.
 ROUNDING = 1e-5
+BEYOND = 1e4
 RELATIVE = 0.02
 # Nobody's machine is as fast as another's.
-_DURATION = re.compile(r"\b\d+(?:\.\d+)?(?= ?(?:s|ms|min|seconds)\b)")
+_DURATION = re.compile(r"\b\d+(?:\.\d+)?(?= ?(?:s|ms|min|seconds|tokens/s)\b)")
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,9 @@ def line_agrees(printed: str, shown: str) -> bool:
 def number_agrees(printed: str, shown: str) -> bool:
     """Whether two numbers are the same but for rounding, and for the last digit that is shown."""
     one, other = (float(number.replace("−", "-")) for number in (printed, shown))
-    if abs(one) < ROUNDING and abs(other) < ROUNDING:
-        return one == other or 0.1 <= abs(one) / max(abs(other), 1e-300) <= 10
+    small, large = sorted((abs(one), abs(other)))
+    if small < ROUNDING or large > BEYOND:
+        return large < max(10 * small, ROUNDING)
     mantissa, _, exponent = shown.partition("e")
     digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
     return abs(one - other) <= max(RELATIVE * abs(other), 1.01 * digit)

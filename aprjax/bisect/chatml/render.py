@@ -48,8 +48,9 @@ def render(report: ChatmlReport, console: Console) -> None:
 def _cells(report: ChatmlReport) -> Table:
     """A row per prompt and wrap: the reference's answer under the first arithmetic, and where others part from it."""
     factorial = report.factorial
-    table = Table(box=box.SIMPLE_HEAD, title="cells", title_justify="left", pad_edge=False)
-    for name in ("prompt", "wrap", "answer (reference, stops on)", "ends", "on", "off", "margin 1st", "least"):
+    title = "cells: the reference's answer with stop tokens; how sound it is with (on) and without; its margins"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("prompt", "wrap", "answer", "ends", "on", "off", "first", "least"):
         table.add_column(name, overflow="fold")
     table.add_column("model", overflow="fold")
     first, *others = factorial.arithmetics

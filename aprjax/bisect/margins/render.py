@@ -97,11 +97,12 @@ def _positions(report: MarginsReport) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("at", justify="right")
+    # Where a terminal is too narrow, texts are cut and numbers stay whole.
     for heading in ("fed", "ref", "model"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, overflow="ellipsis", min_width=4)
     for heading in ("margin", "in σ", "gap", "in σ", "rank", "KL"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     pieces = report.fed.context is not None
     for row in sorted(report.top(_MOST_ROWS), key=lambda row: (row.chunk, row.position)):
         style = STYLES[row.verdict] if row.verdict is not Verdict.AGREE else None
@@ -109,7 +110,7 @@ def _positions(report: MarginsReport) -> Table:
             f"{row.chunk + 1}:{row.position}" if pieces else str(row.position),
             *(escape(_cut(text)) for text in (row.text, row.ref_text, row.model_text)),
             _number(row.ref.margin if row.ref else None),
-            _number(row.margin_sigmas),
+            _multiple(row.margin_sigmas),
             _number(row.widest_gap) if row.flip else "",
             _sigmas(row),
             "–" if row.rank is None else str(row.rank),
@@ -123,7 +124,7 @@ def _positions(report: MarginsReport) -> Table:
 def _sigmas(row: TokenMargin) -> str:
     if not row.flip:
         return ""
-    return "∞" if row.gap_sigmas is None and row.margin_sigmas is None else _number(row.gap_sigmas)
+    return "∞" if row.gap_sigmas is None and row.margin_sigmas is None else _multiple(row.gap_sigmas)
 
 
 def _cut(text: str) -> str:
@@ -173,6 +174,11 @@ def _bound(bound: FlipBound, positions: int, console: Console) -> None:
         f"at risk      {len(bound.listed)} of {positions} positions by {bound.source} "
         f"(reach {bound.reach:.3g} logits){expected}; {came}"
     )
+
+
+def _multiple(sigmas: float | None) -> str:
+    # Beyond that many sigma nobody counts them: digits would only widen the table.
+    return f"{sigmas:.0e}" if sigmas is not None and sigmas >= 1e4 else _number(sigmas)
 
 
 def _number(value: float | None) -> str:
