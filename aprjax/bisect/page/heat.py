@@ -14,6 +14,9 @@ _LEADING = (Stage.EMBEDDING,)
 _TRAILING = (Stage.FINAL_NORM, Stage.LM_HEAD)
 _KNOWN = {str(stage) for stage in Stage}
 
+# The details beside a heat map are as high as about thirty rows; half of that is no hole.
+_FEW_ROWS = 14
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -61,6 +64,11 @@ class HeatMap:
     shown: tuple[int, str] | None
     context: dict[str, Any]
     marks: dict[str, str]
+
+    @property
+    def low(self) -> bool:
+        """Whether the details stand below it: beside a few rows they would leave a hole under them."""
+        return len(self.rows) <= _FEW_ROWS
 
     def cells(self) -> Iterable[Cell]:
         """Every cell, in execution order."""

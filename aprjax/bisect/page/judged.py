@@ -167,8 +167,11 @@ def _contract_table(contracts: list[tuple[str, list[Mapping[str, Any]]]]) -> Mar
     for contract, own in contracts:
         counts = [sum(o["status"] == status for o in own) for status in _ORDER]
         worst = next(status for status, count in zip(_ORDER, counts, strict=True) if count)
-        rows.append(Row([worst, *counts, contract], "bad" if worst == "fail" else ""))
-    return table(columns("?worst", "#failed", "#unmeasured", "#passed", "'contract"), rows, label="Contracts")
+        told = ", ".join(
+            f"{count} {name}" for count, name in zip(counts, ("failed", "unmeasured", "passed"), strict=True) if count
+        )
+        rows.append(Row([worst, f"{contract}: {told}"], "bad" if worst == "fail" else ""))
+    return table(columns("?worst", "contract"), rows, label="Contracts")
 
 
 def _measured(value: Any) -> str:
