@@ -51,8 +51,9 @@ def _write_whole_entries() -> None:
     in_place = lru_cache.LRUCache.put
 
     def put(self: Any, key: str, value: bytes) -> None:
-        folder = getattr(self, "path", None)
-        if not key or not isinstance(folder, Path) or getattr(self, "eviction_enabled", True):
+        # With etils installed it is no `pathlib.Path`, though the folder is one on this machine.
+        folder = Path(os.fspath(getattr(self, "path", "")))
+        if not key or not folder.is_dir() or getattr(self, "eviction_enabled", True):
             in_place(self, key, value)
             return
         entry = folder / f"{key}{lru_cache._CACHE_SUFFIX}"
