@@ -162,6 +162,10 @@ class AprFile:
         """Replace the tensor of that name."""
         self.tensors[tensor.name] = tensor
 
+    def remove(self, name: str) -> None:
+        """Leave a tensor out, by its Hugging Face name."""
+        del self.tensors[self.tensor(name).name]
+
     def set_key(self, key: str, value: Any) -> Any:
         """Replace one top-level value of the metadata, leaving every other byte as it is; returns the old value."""
         text, decoder = self.metadata_text, json.JSONDecoder()

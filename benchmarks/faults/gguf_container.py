@@ -70,6 +70,10 @@ class GgufFile:
             raise PlantError(f"{tensor.name}: a tensor of another type or size needs another GGUF file")
         self._changed[tensor.name] = tensor
 
+    def remove(self, name: str) -> None:
+        """Not possible: what is changed in place keeps all its tensors."""
+        raise PlantError(f"{self.tensor(name).name}: a file without it needs another GGUF file")
+
     def set_key(self, key: str, value: float) -> float:
         """Replace a float of the metadata; returns the old one."""
         if key not in _KEYS:

@@ -209,7 +209,7 @@ def scale_norm(file: AprFile, request: Request) -> Planted:
 def missing_tensor(file: AprFile, request: Request) -> Planted:
     """A tensor (the up projection of layer 20) is not in the file."""
     name = request.tensor or in_layer(20 if request.layer is None else request.layer, "mlp.up_proj.weight")
-    del file.tensors[file.tensor(name).name]
+    file.remove(name)
     finding = "missing-bias" if name.endswith(".bias") else "missing-tensor"
     return Planted("left out", (name,), finding="apr-head-absent" if name == "lm_head.weight" else finding)
 

@@ -215,7 +215,7 @@ def _factor(site: Site) -> Mapping[str, float]:
 
 def _left_out(file: Any, site: Site) -> list[str]:
     """The tensor is not in the file."""
-    del file.tensors[file.tensor(site.name).name]
+    file.remove(site.name)
     return [site.name]
 
 

@@ -116,6 +116,8 @@ class Workshop:
         names = fault.plant(file, self.site(case))
         if isinstance(file, AprFile):
             _require_changed(file, self.clean, names)
+        elif not file.patches:
+            raise PlantError(f"the fault leaves {names[0]} as it is")
         order = {leaf: index for index, leaf in enumerate(GLOBAL_STAGES)}
         first = min(names, key=lambda name: order.get(name, site_of(name)[0]))
         return PlantedCase(tuple(names), (), *site_of(first))
