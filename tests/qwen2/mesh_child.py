@@ -29,18 +29,18 @@ from tiny import CONFIG, tiny_checkpoint, write_tiny  # noqa: E402
 from aprjax.blocks import block_format, encode  # noqa: E402
 from aprjax.blocks.dot import float_matmul, integer_matmul  # noqa: E402
 from aprjax.blocks.relay import relay  # noqa: E402
-from aprjax.qwen2 import functional, model, stages  # noqa: E402
+from aprjax.qwen2 import functional, loading, model, stages  # noqa: E402
 from aprjax.qwen2.arithmetic import PRESETS, Arithmetic  # noqa: E402
 from aprjax.qwen2.batch import generate_batch  # noqa: E402
 from aprjax.qwen2.device_memory import device_memory  # noqa: E402
 from aprjax.qwen2.generate import generate_greedy  # noqa: E402
 from aprjax.qwen2.model import Qwen2  # noqa: E402
-from aprjax.qwen2.sharding import Heads, device_mesh, split_product, split_relay  # noqa: E402
+from aprjax.qwen2.sharding import Heads, SplitRelaid, device_mesh, split_product, split_relay  # noqa: E402
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 # Six query heads on two key heads, and rows that 8 does not divide: 261 logits or so, 6 * 64 query rows, 776 neurons.
 UNEVEN = replace(CONFIG, num_layers=1, num_heads=6, num_kv_heads=2, intermediate_size=768)
-TYPES = {"": "Q4_K", "down": "Q6_K", "v_proj": "Q8_0", "o_proj": "Q5_0", "up": "F16"}
+TYPES = {"": "Q4_K", "down": "Q6_K", "v_proj": "Q8_0", "o_proj": "Q5_0"}
 
 
 def relative(found: object, expected: object) -> float:
@@ -62,11 +62,21 @@ def products(*names: str) -> dict[str, object]:
         split, whole = split_relay(name, packed, device_mesh(DEVICES)), relay(name, packed)
         quantized = blocks.activation is not None
         kernel = partial(integer_matmul if quantized else float_matmul, name)
-        out = jax.jit(lambda weight, x, kernel=kernel: split_product(weight, x, kernel))(split, x)
+
+        def over(weight: SplitRelaid, x: jax.Array, kernel: Callable = kernel) -> jax.Array:
+            return split_product(weight, x, kernel)
+
+        out, expected = jax.jit(over)(split, x), jax.jit(kernel)(whole, x)
+        # The gradient of a sum of squares: every row takes part.
+        pull, pull_one = (
+            jax.jit(jax.grad(lambda x, run=run, weight=weight: jnp.sum(run(weight, x) ** 2)))
+            for run, weight in ((over, split), (kernel, whole))
+        )
         leaves = jax.tree.leaves(split)
         found[name] = {
-            "equal": bool(np.array_equal(out, jax.jit(kernel)(whole, x))),
-            "relative": relative(out, jax.jit(kernel)(whole, x)),
+            "equal": bool(np.array_equal(out, expected)),
+            "relative": relative(out, expected),
+            "gradient": relative(pull(x), pull_one(x)),
             "quantized": quantized,
             "devices": sorted({len(leaf.addressable_shards) for leaf in leaves}),
             "shares": sorted({leaf.addressable_shards[0].data.size * DEVICES == leaf.size for leaf in leaves}),
@@ -80,13 +90,22 @@ def attention(heads: int, kv_heads: int, devices: int) -> dict[str, object]:
     q, k, v = (jnp.asarray(generator.normal(size=(7, n, 32)).astype(np.float32)) for n in (heads, kv_heads, kv_heads))
     visible = jnp.tril(jnp.ones((7, 7), bool))
 
-    def run(over: Heads) -> tuple[jax.Array, jax.Array]:
+    def attended(over: Heads, q: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = over.scores(functional.attention_scores, q, k)
         weights = over.softmax(functional.masked_softmax, scores, visible)
         return scores, over.values(functional.weighted_values, weights, v)
 
-    split, whole = (jax.jit(partial(run, Heads(mesh, heads, kv_heads)))() for mesh in (device_mesh(devices), None))
-    return {"scores": relative(split[0], whole[0]), "values": relative(split[1], whole[1])}
+    def pulled(over: Heads) -> jax.Array:
+        return jax.grad(lambda q: jnp.sum(attended(over, q)[1] ** 2))(q)
+
+    sides = [Heads(mesh, heads, kv_heads) for mesh in (device_mesh(devices), None)]
+    split, whole = (jax.jit(partial(attended, side, q))() for side in sides)
+    gradient, expected = (jax.jit(partial(pulled, side))() for side in sides)
+    return {
+        "scores": relative(split[0], whole[0]),
+        "values": relative(split[1], whole[1]),
+        "gradient": relative(gradient, expected),
+    }
 
 
 def whole_model(name: str, devices: int) -> dict[str, object]:
@@ -122,33 +141,13 @@ def local_differences(many: Qwen2, expected: dict, arithmetic: Arithmetic) -> di
 
 
 def decoding() -> dict[str, object]:
-    """Greedy continuations over a split and over a whole cache, one prompt and a batch."""
-    checkpoint = tiny_checkpoint(UNEVEN, types=TYPES)
-    found = {}
-    for devices in (1, 2, DEVICES):
-        loaded = Qwen2(checkpoint, PRESETS["llama.cpp"], mesh=devices if devices > 1 else None)
-        found[devices] = [
-            generate_greedy(loaded, TOKENS, max_new_tokens=6),
-            *generate_batch(loaded, [TOKENS, TOKENS[:5]], max_new_tokens=4),
-        ]
-    return {"equal": found[1] == found[2] == found[DEVICES], "tokens": found[1]}
-
-
-def gradients() -> dict[str, object]:
-    """Of one logit with respect to the embedding rows, through integer products."""
+    """A greedy continuation over a split cache, alone and in a batch, and over a whole cache."""
     checkpoint, arithmetic = tiny_checkpoint(UNEVEN, types=TYPES), PRESETS["llama.cpp"]
-    context = model.causal_context(checkpoint.config, arithmetic, length=len(TOKENS))
-
-    def gradient(loaded: Qwen2) -> jax.Array:
-        parameters = loaded.parameters(TOKENS)
-
-        def one_logit(rows: jax.Array) -> jax.Array:
-            return model.logits(replace(parameters, embedding=rows), context, arithmetic=arithmetic)[-1, 17]
-
-        return jax.grad(one_logit)(parameters.embedding)
-
+    many = Qwen2(checkpoint, arithmetic, mesh=2)
     return {
-        "relative": relative(gradient(Qwen2(checkpoint, arithmetic, mesh=3)), gradient(Qwen2(checkpoint, arithmetic)))
+        "one": generate_greedy(Qwen2(checkpoint, arithmetic), TOKENS, max_new_tokens=4),
+        "many": generate_greedy(many, TOKENS, max_new_tokens=4),
+        "batch": generate_batch(many, [TOKENS], max_new_tokens=4)[0],
     }
 
 
@@ -170,23 +169,22 @@ def memory() -> dict[str, object]:
 
 
 def command_line() -> dict[str, object]:
-    """`layers` and `run` with and without `--mesh`."""
+    """`layers --mesh 2` of a file and itself: its exit code, its verdict, and how many matrices were split."""
     from aprjax.cli import main
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "tiny.apr")
+    split, plainly = [], loading.split_relay
+
+    def counted(name: str, packed: np.ndarray, mesh: object) -> object:
+        split.append(mesh.size)
+        return plainly(name, packed, mesh)
+
+    loading.split_relay = counted
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        file, out = str(Path(folder) / "tiny.apr"), Path(folder) / "out.json"
         write_tiny(Path(file), tiny_checkpoint(UNEVEN, types=TYPES))
         tokens = ",".join(map(str, TOKENS))
-
-        def call(*arguments: str) -> tuple[int, object]:
-            target = Path(folder) / "out.json"
-            with redirect_stdout(sys.stderr):
-                code = main([*arguments, "--tokens", tokens, "--json", str(target)])
-            return code, json.loads(target.read_text()) if code == 0 else None
-
-        layers = [call("layers", "--model", file, "--ref", file, *mesh)[0] for mesh in ((), ("--mesh", "2"))]
-        runs = [call("run", file, "-n", "3", *mesh)[1]["tokens"] for mesh in ((), ("--mesh", "2"))]
-        return {"layers": layers, "runs": runs, "too many": call("run", file, "--mesh", str(DEVICES + 1))[0]}
+        code = main(["layers", "--model", file, "--ref", file, "--tokens", tokens, "--mesh", "2", "--json", str(out)])
+        return {"code": code, "verdict": json.loads(out.read_text())["verdict"], "split": split}
 
 
 CASES: dict[str, Callable[..., dict[str, object]]] = {
@@ -194,7 +192,6 @@ CASES: dict[str, Callable[..., dict[str, object]]] = {
     "attention": attention,
     "model": whole_model,
     "decoding": decoding,
-    "gradients": gradients,
     "memory": memory,
     "command_line": command_line,
 }
