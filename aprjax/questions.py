@@ -10,7 +10,7 @@ text, or token ids; where none is given, a recorded trace's own tokens, else the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -306,7 +306,7 @@ def generate(
 def chatml(
     model: FileLike,
     ref: FileLike,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     *,
     wraps: Sequence[Wrapped] = ("none", "once", "twice"),
     arithmetics: Sequence[str] = ("float32", "llama.cpp", "realizar"),
@@ -319,7 +319,7 @@ def chatml(
     Args:
         model: the file to judge.
         ref: the file to judge it by.
-        prompts: texts; upstream's where there are none.
+        prompts: texts, or by text the substrings of which a right answer holds one; upstream's where there are none.
         wraps: how often each prompt is wrapped.
         arithmetics: presets' names.
         max_new_tokens: of every continuation.
@@ -334,7 +334,8 @@ def chatml(
     from aprjax.bisect.open_sides import opened_file
 
     # Cells go by the prompts' names.
-    own = [replace(own_prompt(text), name=text) for text in dict.fromkeys(prompts or ())]
+    expected = prompts if isinstance(prompts, Mapping) else dict.fromkeys(prompts or (), ())
+    own = [replace(own_prompt(text), name=text, expected=tuple(found)) for text, found in expected.items()]
     chosen = UPSTREAM_PROMPTS if prompts is None else own
     asked = Asked(chosen, wraps, arithmetics, max_new_tokens, noise=noise)
     return run_chatml(opened_file(model), opened_file(ref), asked, state=state)
