@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from greedy_texts import judged_text, shown
+from greedy_texts import judged_text
 
 TOKENS = 512
 # Prefixes at which a text is judged.
@@ -27,6 +27,10 @@ JUDGED = (24, 96, 256, TOKENS)
 NOISES = {f"noise of {size:.0%} on every scale": size for size in (0.03, 0.1, 0.2)}
 # Positions that are summed up together.
 WINDOW = 64
+# Refused, and not by a rule of known false positives, or looping (`aprjax.bisect.chatml.judged.BAD`).
+BAD = ("wrong", "loops", "degenerate")
+# Characters of a text that the page shows.
+SHOWN = 420
 SOUND = "none: plain"
 # Engine options by name; see `aprjax.trace.llama_cpp.LlamaOptions`. One thread: ggml's wait for each other by spinning,
 # which on a machine that does other work as well takes longer than one alone.
@@ -96,7 +100,6 @@ def generated(
     file: Any, path: Path, names: Sequence[str], about: dict[str, Any], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """llama.cpp's greedy texts, judged at several lengths."""
-    from aprjax.bisect.chatml.facts import decode_text
     from aprjax.bisect.chatml.prompts import chosen_prompts
     from aprjax.text import Tokenizer
     from aprjax.trace.llama_cpp import LlamaOptions
@@ -111,11 +114,6 @@ def generated(
     rows = []
     for prompt, fed, run in zip(prompts, ids, found.runs, strict=True):
         tokens = [int(token) for token in run.tokens]
-        ends = [index for index, token in enumerate(tokens) if token in tokenizer.stop_ids]
-        judged = {
-            str(count): judged_text(decode_text(tokenizer, tokens[:count]), tokens[:count], prompt, "once")
-            for count in JUDGED
-        }
         rows.append(
             {
                 **about,
@@ -125,14 +123,32 @@ def generated(
                 "prompt": prompt.name,
                 "fed": fed,
                 "tokens": tokens,
-                "first_stop": ends[0] if ends else None,
-                "states": {count: one["state"] for count, one in judged.items()},
-                "gate": judged[str(TOKENS)]["gate"],
-                "repetition": judged[str(TOKENS)]["repetition"],
-                "text": judged[str(TOKENS)]["text"],
+                **judged(tokenizer, tokens, prompt),
             }
         )
     return rows
+
+
+def judged(tokenizer: Any, tokens: Sequence[int], prompt: Any) -> dict[str, Any]:
+    """A text's beginnings as the gate and our measure of loops see them, special tokens written out, and left out."""
+    from aprjax.bisect.chatml.facts import decode_text
+
+    ends = [index for index, token in enumerate(tokens) if token in tokenizer.stop_ids]
+    found = {}
+    for count in JUDGED:
+        kept = [token for token in tokens[:count] if token not in tokenizer.special_ids]
+        written = judged_text(decode_text(tokenizer, tokens[:count]), tokens[:count], prompt, "once")
+        found[str(count)] = written, judged_text(decode_text(tokenizer, kept), kept, prompt, "once")
+    whole, plain = found[str(TOKENS)]
+    return {
+        "first_stop": ends[0] if ends else None,
+        "states": {count: one["state"] for count, (one, _) in found.items()},
+        "left_out": {count: one["state"] for count, (_, one) in found.items()},
+        "gate": whole["gate"],
+        "gate_left_out": plain["gate"],
+        "repetition": whole["repetition"],
+        "text": whole["text"],
+    }
 
 
 def drift(file: Any, row: dict[str, Any]) -> dict[str, Any]:
@@ -179,20 +195,33 @@ def section(document: dict[str, Any]) -> list[str]:
         f"## {TOKENS} tokens that nothing ends",
         "",
         f"Greedy texts of llama.cpp ({engine}); stop tokens are written and passed over. The gate",
-        "and our measure of loops judge the beginnings, too. A text parts from the plain engine's at the token named.",
+        "and our measure of loops judge the beginnings, special tokens written out as text / left out. A text parts",
+        "from the plain engine's at the token named.",
         "",
-        "| fault | prompt | first stop token | parts at | " + " | ".join(map(str, JUDGED)) + " | the end of the text |",
+        "| fault | prompt | first stop token | parts at | "
+        + " | ".join(map(str, JUDGED))
+        + " | the gate on all, written out |",
         "|---|---|---:|---:|" + "---|" * len(JUDGED) + "---|",
     ]
     for row in rows:
         at = parts_at(row["tokens"], sound[row["prompt"]]["tokens"])
-        states = " | ".join(row["states"][str(count)] for count in JUDGED)
+        states = " | ".join(f"{row['states'][str(count)]} / {row['left_out'][str(count)]}" for count in JUDGED)
+        refused = _escaped(row["gate"]["detail"]).replace("|", "\\|")
         lines.append(
-            f"| {row['fault']} | {row['prompt']} | {_dash(row['first_stop'])} | {_dash(at)} | {states} | "
-            f"{shown(row['text'][-60:])} |"
+            f"| {row['fault']} | {row['prompt']} | {_dash(row['first_stop'])} | {_dash(at)} | {states} | {refused} |"
         )
+    for row in sound.values():
+        lines += ["", f"The plain engine's first tokens of {row['prompt']}:", "", *_quoted(row["text"][:SHOWN])]
     lines += ["", *_drift_section(document["drift"])]
     return lines
+
+
+def _escaped(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii").replace("\\\\", "\\")
+
+
+def _quoted(text: str) -> list[str]:
+    return [f"    {line}".rstrip() for line in text.split("\n")]
 
 
 def _drift_section(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -225,24 +254,43 @@ def findings(document: dict[str, Any]) -> list[str]:
     """The answer in a few lines."""
     lines = []
     honest = [row for row in document["texts"] if not row["noise"]]
-    bad = {count: [r for r in honest if r["states"][str(count)] not in ("clean", "flagged")] for count in JUDGED}
-    counted = ", ".join(f"{len(rows)} within {count}" for count, rows in bad.items())
+    ends = [row["first_stop"] for row in honest if row["first_stop"] is not None]
+    loops = sum(row["repetition"]["grade"] == "degenerate" for row in honest)
     lines.append(
-        f"- **{TOKENS} tokens, nothing planted**: of {len(honest)} texts of llama.cpp that nothing ends, refused or "
-        f"looping are {counted} tokens. Each first writes a stop token, "
-        f"at {max(r['first_stop'] for r in honest if r['first_stop'] is not None)} at the latest."
+        f"- **{TOKENS} tokens, nothing planted**, stop tokens passed over: of {len(honest)} texts of llama.cpp the "
+        f"gate refuses {_counted(honest, 'states')} tokens where special tokens are written out, and "
+        f"{_counted(honest, 'left_out')} where they are left out; {loops} end in a loop. {len(ends)} of {len(honest)} "
+        f"first write a stop token, at {max(ends)} at the latest."
     )
+    last = str(TOKENS)
+    both = [r for r in honest if r["states"][last] in BAD and r["left_out"][last] not in BAD]
+    if both:
+        told = "; ".join(dict.fromkeys(f"{r['prompt']}: {_escaped(r['gate']['detail'])}" for r in both))
+        lines.append(
+            "- **So a sound model on a sound engine gives a refused text** where two things come together: nothing "
+            f"stops it, and special tokens are written out ({told}). Neither alone does, and no drift is needed."
+        )
     for size in dict.fromkeys(row["noise"] for row in document["texts"] if row["noise"]):
         rows = [row for row in document["texts"] if row["noise"] == size]
-        worse = [row for row in rows if row["states"][str(TOKENS)] not in ("clean", "flagged")]
-        lines.append(f"- **{TOKENS} tokens, noise of {size:.0%}**: {len(worse)} of {len(rows)} refused or looping.")
+        lines.append(
+            f"- **{TOKENS} tokens, noise of {size:.0%} on every scale**: of {len(rows)} texts the gate refuses "
+            f"{_counted(rows, 'states')} tokens, and with special tokens left out {_counted(rows, 'left_out')}."
+        )
     for row in document["drift"]:
         parts = windows(row["cosine"])
         lines.append(
             f"- **Drift along {row['prompt']}**: the median cosine of the two arithmetics' logits falls short of 1 by "
             f"{parts[0][1]:.1e} over the first {WINDOW} tokens and by {parts[-1][1]:.1e} over the last {WINDOW}."
         )
+    if not document["drift"]:
+        lines.append("- Not measured: how far two arithmetics drift apart along such a text (`--part long` goes on).")
     return lines
+
+
+def _counted(rows: Sequence[dict[str, Any]], key: str) -> str:
+    """`0 within 24, 1 within 96`: without what a rule of known false positives refuses."""
+    bad = {count: sum(row[key][str(count)] in BAD for row in rows) for count in JUDGED}
+    return ", ".join(f"{number} within {count}" for count, number in bad.items())
 
 
 def parts_at(one: Sequence[int], other: Sequence[int]) -> int | None:

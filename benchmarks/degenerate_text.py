@@ -271,6 +271,8 @@ def answer(documents: dict[str, Any]) -> list[str]:
             f"- **{factor[0].upper()}{factor[1:]}** {verdict}: {len(hit)} of {len(of_factor)} texts refused by the "
             f"gate or looping, within {tokens} tokens."
         )
+        if factor == "stop tokens" and "long" in documents:
+            lines += findings(documents["long"])
     drifts = [row for row in rows if row["factor"] == "drift"]
     sound = [row for row in drifts if row["state"] in SOUND]
     if sound and len(sound) < len(drifts):
@@ -285,9 +287,7 @@ def answer(documents: dict[str, Any]) -> list[str]:
         lines.append(f"- Two honest arithmetics of one file have a cosine of {min(honest):.6f} or more there.")
     if table is None:
         lines.append("- Not measured: the factorial of `chatml` on the sound pair (`--part factorial`).")
-    if "long" in documents:
-        lines += findings(documents["long"])
-    elif rows and max(row["budget"] for row in rows) < GATE_BUDGET:
+    if "long" not in documents and rows and max(row["budget"] for row in rows) < GATE_BUDGET:
         lines.append(
             f"- Not measured: what follows up to the {GATE_BUDGET} tokens that upstream's gate gave (`--beyond`)."
         )
