@@ -181,7 +181,8 @@ def command_line() -> dict[str, object]:
     loading.split_relay = counted
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         file, out = str(Path(folder) / "tiny.apr"), Path(folder) / "out.json"
-        write_tiny(Path(file), tiny_checkpoint(UNEVEN, types=TYPES))
+        checkpoint = tiny_checkpoint(replace(CONFIG, num_layers=1), types={"": "Q4_K", "down": "Q6_K"})
+        write_tiny(Path(file), checkpoint)
         tokens = ",".join(map(str, TOKENS))
         code = main(["layers", "--model", file, "--ref", file, "--tokens", tokens, "--mesh", "2", "--json", str(out)])
         return {"code": code, "verdict": json.loads(out.read_text())["verdict"], "split": split}

@@ -83,11 +83,9 @@ def test_a_reference_multiplies_floats_at_the_highest_precision(name):
     assert set(found) == {(wide, wide, wide, True)}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("accelerated")
-@pytest.mark.parametrize(
-    "name",
-    ["llama.cpp", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("llama.cpp-exact", "llama.cpp-flash"))],
-)
+@pytest.mark.parametrize("name", ["llama.cpp", "llama.cpp-exact", "llama.cpp-flash"])
 def test_an_engines_layer_has_no_other_products_than_exact_and_highest(name):
     found = set(dots(layer_program(name)))
     assert found <= {("f32", "f32", "f32", True), ("bf16", "bf16", "f32", True), ("f16", "f16", "f32", True)}
