@@ -12,6 +12,7 @@ pair takes 14 GB of disk while it is made, and 9.4 GB afterwards; what was made 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -66,8 +67,11 @@ class Measured:
 
 
 def make_pair(folder: Path, size: str, config: ModelConfig, vocabulary: Path | None) -> tuple[Path, Path, dict]:
-    """(reference, model with the fault, what was planted)."""
+    """(reference, model with the fault, what was planted); files that are there already are taken."""
     ref, clean, faulty = (folder / f"{size}{suffix}" for suffix in (".gguf", ".apr", "-faulty.apr"))
+    planted = folder / f"{size}-planted.json"
+    if planted.exists():
+        return ref, faulty, json.loads(planted.read_text())
     for path in (ref, clean):
         write_synthetic(path, config, vocabulary=vocabulary)
     layer = round(config.num_layers * DEPTH)
@@ -76,7 +80,9 @@ def make_pair(folder: Path, size: str, config: ModelConfig, vocabulary: Path | N
         [*planter, "--fault", FAULT, "--layer", str(layer)], check=True, capture_output=True, text=True
     )
     clean.unlink()
-    return ref, faulty, json.loads(outcome.stdout)["expected"]
+    expected = json.loads(outcome.stdout)["expected"]
+    planted.write_text(json.dumps(expected))
+    return ref, faulty, expected
 
 
 def measure(command: str, ref: Path, model: Path, tokens: list[int], folder: Path) -> tuple[Measured, dict]:
@@ -124,6 +130,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, metavar="N", help="fewer layers than the sizes have, to try it out")
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="a checkpoint whose vocabulary is copied")
     parser.add_argument("--folder", type=Path, help="where the files are made; by default the system's for such")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="make the files here, leave them, take those there are"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the numbers here, a line for each run")
     options = parser.parse_args()
     measured: list[Measured] = []
@@ -132,7 +141,10 @@ def main() -> None:
         config = config_of(size, layers=options.layers)
         parameters = sum(math.prod(tensor.shape) for tensor in random_tensors(config, 0))
         tokens = np.random.default_rng(0).integers(0, 256, options.tokens).tolist()
-        with tempfile.TemporaryDirectory(dir=options.folder, prefix="aprjax-") as name:
+        with contextlib.ExitStack() as stack:
+            name = options.keep
+            if name is None:
+                name = stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder, prefix="aprjax-"))
             ref, model, expected = make_pair(Path(name), size, config, options.vocabulary)
             for command in options.commands:
                 numbers, report = measure(command, ref, model, tokens, Path(name))
