@@ -66,7 +66,11 @@ $(BIN)/.package-done: $(INSTALLED_FROM)
 	$(call install,.)
 	@touch $@
 
-peers: $(BIN)/.peers-done
+# Two that build into one cache at once would remove each other's half-built folders: the second waits.
+WAIT_FOR_OTHERS := $(shell command -v flock >/dev/null 2>&1 && echo flock $(CACHE)/.peers.lock)
+peers: $(BIN)/.setup-done
+	@mkdir -p $(CACHE)
+	@$(WAIT_FOR_OTHERS) $(MAKE) $(BIN)/.peers-done
 $(BIN)/.peers-done: $(BIN)/.setup-done $(LLAMA_WHEELS)/.built $(LLAMA_BUILDS)/default/.built $(LLAMA_BUILDS)/avx2/.built
 	# Local files and other indices have CPU builds; plain torch may bring gigabytes of CUDA, so it comes last.
 	$(PIP) install --quiet 'torch==2.13.0+cpu' 2>/dev/null \

@@ -150,10 +150,15 @@ def is_traced(case: Case) -> bool:
 
 
 def done_before(path: Path) -> set[str]:
-    """Keys of the cases that a file of results holds."""
+    """Keys of the cases that a file of results holds; half a line, which a killed run left at its end, is taken off."""
     if not path.exists():
         return set()
-    return {json.loads(line)["case"]["key"] for line in path.read_text(encoding="utf-8").splitlines()}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with path.open("r+b") as stream:
+            stream.truncate(len(whole))
+    return {json.loads(line)["case"]["key"] for line in whole.decode().splitlines()}
 
 
 def run(shop: Workshop, cases: Sequence[Case], out: Path, *, most: int | None = None) -> None:
