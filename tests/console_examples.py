@@ -28,8 +28,9 @@ KINDS = ("quick", "thorough", "real")
 ANY_LINES = "…"
 COLUMNS = "80"
 BLOCK = re.compile(r"<!-- test: (?P<kind>\w+) -->\n```(?P<language>console|python)\n(?P<text>.*?)^```$", re.S | re.M)
-# What a shell would do more than start a program. `$?` is known.
+# What a shell would do more than start a program.
 _SHELL = re.compile(r"[|&;<>*`(){}$]")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _FRONT_DOORS = (["python", "-m", "bisect"], ["python", "-m", "aprjax"], ["aprjax"])
 
 _FLOAT = re.compile(r"(?<![\w.])[-+−]?(?:\d+\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+)(?![\w]|\.\d)")
@@ -105,7 +106,7 @@ def untested(markdown: str) -> int:
 
 def assert_shows(output: str, shown: Sequence[str]) -> None:
     """Fails where the output is not what is shown."""
-    lines, parts = output.splitlines(), _parts(shown)
+    lines, parts = output.rstrip().splitlines(), _parts("\n".join(shown).rstrip().splitlines())
     matches = _positions(lines, parts)
     assert matches is not None, "\n".join(["shown is", *shown, "but printed was", *lines])
 
@@ -156,7 +157,7 @@ def number_agrees(printed: str, shown: str) -> bool:
     one, other = (float(number.replace("−", "-")) for number in (printed, shown))
     small, large = sorted((abs(one), abs(other)))
     if small < ROUNDING or large > BEYOND:
-        return large < max(10 * small, ROUNDING)
+        return large < (10 * small or ROUNDING)
     mantissa, _, exponent = shown.partition("e")
     digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
     return abs(one - other) <= max(RELATIVE * abs(other), 1.01 * digit)
@@ -200,7 +201,7 @@ class Examples:
             return shown
         words = shlex.split(line)
         door = next((door for door in _FRONT_DOORS if words[: len(door)] == door), None)
-        if door is None or _SHELL.search(line):
+        if door is None or _SHELL.search(_QUOTED.sub("", line)):
             return self._run_in_shell(line)
         from aprjax.cli import main
 
@@ -219,14 +220,15 @@ class Examples:
         return output
 
 
-def run_in_shell(line: str, folder: Path, *, seconds: int = 600, **variables: str) -> tuple[int, str]:
+def run_in_shell(line: str, folder: Path, *, seconds: int = 600) -> tuple[int, str]:
     """A command line's exit code, and what it printed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     outcome = subprocess.run(
         line,
         shell=True,
         cwd=folder,
-        env={**os.environ, "PATH": path, "COLUMNS": COLUMNS, **variables},
+        # The tree itself, also where no installation leads to it.
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": COLUMNS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -255,7 +257,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 def renewed(shown: Sequence[str], output: str) -> list[str]:
     """The output, with those lines left out that the page leaves out: found by their likeness, whatever the numbers."""
-    lines = [line.rstrip() for line in output.splitlines()]
+    lines = [line.rstrip() for line in output.rstrip().splitlines()]
     if ANY_LINES not in shown:
         return lines
     kept = _aligned([line for line in shown if line != ANY_LINES], lines)
