@@ -12,33 +12,15 @@ with 1 above the project's bars.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from measured import Least, Results, Table, cores, measure, parser
+
 # Issue "Find the cause", acceptance 3.
 MOST_TIME, MOST_MEMORY = 4.0, 2.0
-
-
-class Least:
-    """The least wall and processor seconds of some runs."""
-
-    def __init__(self) -> None:
-        self.wall = self.processor = float("inf")
-
-    def of(self, run: Callable[[], Any]) -> Any:
-        """Runs once more."""
-        wall, processor = time.perf_counter(), time.process_time()
-        result = run()
-        self.wall = min(self.wall, time.perf_counter() - wall)
-        self.processor = min(self.processor, time.process_time() - processor)
-        return result
 
 
 def fed(tokens: int) -> list[int]:
@@ -132,53 +114,46 @@ def taking_turns(path: str, tokens: int, repeats: int) -> None:
 
 def alone(kind: str, *arguments: object) -> tuple[dict[str, Any], float]:
     """One of the above in a process of its own: what it printed, and its peak in GB."""
-    command = [sys.executable, __file__, "--alone", kind, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{kind} exited with {process.returncode}")
-    return json.loads(said or "{}"), usage.ru_maxrss / 1e6
+    process = measure([sys.executable, __file__, "--alone", kind, *map(str, arguments)])
+    lines = [line for line in process.said.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1] if lines else "{}"), process.peak_gb
 
 
-def main() -> None:
-    """Prints seconds, peaks and ratios."""
+def main() -> int:
     if sys.argv[1:2] == ["--alone"]:
         kind, path, *numbers = sys.argv[2:]
         {"traced": traced, "attributed": attributed, "turns": taking_turns}[kind](path, *map(int, numbers))
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=2)
-    options = parser.parse_args()
+        return 0
+    options = parser(__doc__)
+    options.add_argument("--model", default="qwen2.5-coder-1.5b")
+    options.add_argument("--tokens", type=int, default=64)
+    options.add_argument("--steps", type=int, default=8)
+    options.add_argument("--repeats", type=int, default=2)
+    arguments = options.parse_args()
     from aprjax.checkpoint.fetch import model_location
 
-    path = model_location(options.model)
-    turns, _ = alone("turns", path, options.tokens, options.repeats)
-    whole, peak = alone("attributed", path, options.tokens, options.steps)
-    _, peak_of_trace = alone("traced", path, options.tokens)
-    print(f"{options.model}, {options.tokens} tokens, {os.cpu_count()} cores, least of {options.repeats}")
-    print("                     wall s   processor s   peak GB")
-    forward, gradient = turns["traced forward"], turns["gradient"]
-    print(f"traced forward    {forward['wall']:9.2f} {forward['processor']:13.2f} {peak_of_trace:9.2f}")
-    print(f"gradient          {gradient['wall']:9.2f} {gradient['processor']:13.2f}")
-    name = f"whole, {options.steps} steps"
-    print(f"{name:17} {whole['wall']:9.2f} {whole['processor']:13.2f} {peak:9.2f}")
-    time_ratio, memory_ratio = gradient["processor"] / forward["processor"], peak / peak_of_trace
-    print(
-        f"one gradient takes {time_ratio:.2f} times one traced forward; the whole, {memory_ratio:.2f} times its memory"
+    path = model_location(arguments.model)
+    turns, _ = alone("turns", path, arguments.tokens, arguments.repeats)
+    whole, peak = alone("attributed", path, arguments.tokens, arguments.steps)
+    _, peak_of_trace = alone("traced", path, arguments.tokens)
+    about = f"{arguments.model}, {arguments.tokens} tokens, {cores()} cores, the least of {arguments.repeats}."
+    results = Results("attribute", about, arguments.out)
+    forward, gradient, passes = turns["traced forward"], turns["gradient"], whole["passes"]
+    rows = [
+        ("a traced forward pass", forward["wall"], forward["processor"], peak_of_trace),
+        ("a gradient", gradient["wall"], gradient["processor"], None),
+        (f"`attribute`, {arguments.steps} steps", whole["wall"], whole["processor"], peak),
+    ]
+    note = (
+        f"The whole took {passes['forwards']} forward and {passes['backwards']} backward passes; its gap is "
+        f"{whole['gap']:.2%}."
     )
-    passes = whole["passes"]
-    print(
-        f"gap {whole['gap']:.2%} with {options.steps} steps, {passes['forwards']} forward and "
-        f"{passes['backwards']} backward passes"
-    )
-    raise SystemExit(0 if time_ratio <= MOST_TIME and memory_ratio <= MOST_MEMORY else 1)
+    results.add(Table("Attributing a file's drift", ("", "wall s", "processor s", "peak GB"), rows, note))
+    ratio = gradient["processor"] / forward["processor"]
+    results.bar("a gradient, in traced forward passes (processor)", ratio, at_most=MOST_TIME)
+    results.bar("the whole's memory, in traced forward passes", peak / peak_of_trace, at_most=MOST_MEMORY)
+    return results.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """`layers` end to end on a real pair, cold and warm, with its peak memory; and llama.cpp on the same tokens.
 
-    python benchmarks/bench_layers.py [--model qwen2.5-coder-1.5b] [--repeats 3]
+    python benchmarks/bench_layers.py [--model qwen2.5-coder-1.5b] [--repeats 3] [--probes direct,chatml,long]
 
 Cold: no compiled programs in the cache. Warm: a second run. Each run is a process of its own, timed and
 measured from outside. The peer is one llama.cpp prefill of the same tokens (plain build, no capture, loading excluded)
@@ -9,89 +9,66 @@ in a process of its own: `layers` runs two sides, captures and compares every st
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from llama import Llama
+from measured import Results, Table, cores, measure, parser
 
 from aprjax.checkpoint.fetch import model_location
 from aprjax.text.probes import PROBES
 
-PEER = """
-import json, sys, time
-import llama_cpp
-tokens = json.loads(sys.argv[2])
-options = dict(n_ctx=1024, n_batch=1024, n_threads=int(sys.argv[3]), logits_all=True, verbose=False)
-llama = llama_cpp.Llama(sys.argv[1], **options)
-times = []
-for _ in range(int(sys.argv[4])):
-    llama.reset()
-    start = time.perf_counter()
-    llama.eval(tokens)
-    times.append(time.perf_counter() - start)
-print(json.dumps(times))
-"""
+# Issue "Fast, and at full size", acceptance 4, for the ChatML prompt: wall seconds, and GB beyond both files.
+MOST_WARM, MOST_COLD, MOST_BEYOND_FILES = 15.0, 45.0, 1.5 * 1.073741824
+CONTEXT = 1024
 
 
-def run(command: list[str], environment: dict[str, str]) -> tuple[float, int]:
-    """Wall seconds and peak bytes of one command, which must exit with 0."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} exited with {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
-
-
-def main() -> None:
-    """Prints one line per prompt."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    gguf = model_location(options.model)
-    with tempfile.TemporaryDirectory() as folder:
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--model", default="qwen2.5-coder-1.5b")
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--probes", default="direct,chatml,long")
+    arguments = options.parse_args()
+    gguf, rows, chatml = model_location(arguments.model), [], None
+    with tempfile.TemporaryDirectory() as folder, Llama(gguf, CONTEXT) as peer:
         apr, out = Path(folder) / "a.apr", Path(folder) / "out.json"
-        convert = [sys.executable, "-m", "aprjax", "convert", str(gguf), str(apr)]
-        seconds, _ = run(convert, dict(os.environ))
-        bytes_of_both = gguf.stat().st_size + apr.stat().st_size
-        print(
-            f"{options.model}, {os.cpu_count()} cores; both files {bytes_of_both / 1e9:.2f} GB; convert {seconds:.1f} s"
-        )
-        print("prompt   tokens   cold s   warm s   peak GB   of both files   llama.cpp prefill s   warm / prefill")
+        converting = measure([sys.executable, "-m", "aprjax", "convert", str(gguf), str(apr)])
+        both = (gguf.stat().st_size + apr.stat().st_size) / 1e9
         for probe in PROBES:
+            if probe.name not in arguments.probes.split(","):
+                continue
             prompt = Path(folder) / "prompt"
             prompt.write_text(probe.prompt(), encoding="utf-8")
             command = [sys.executable, "-m", "aprjax", "layers", "--model", str(apr), "--ref", str(gguf)]
             command += ["--prompt-file", str(prompt), "--json", str(out)]
             # A cache of its own for compiled programs, empty at first; the models stay where they are.
-            environment = {**os.environ, "APRJAX_CACHE": str(Path(folder) / probe.name)}
-            cold, _ = run(command, environment)
-            warm = [run(command, environment) for _ in range(options.repeats)]
+            environment = {"APRJAX_CACHE": str(Path(folder) / probe.name)}
+            cold = measure(command, environment)
+            warm = [measure(command, environment) for _ in range(arguments.repeats)]
             tokens = json.loads(out.read_text())["prompt"]["tokens"]
-            peer = [
-                sys.executable,
-                "-c",
-                PEER,
-                str(gguf),
-                json.dumps(tokens),
-                str(os.cpu_count()),
-                str(options.repeats),
-            ]
-            plain = {**os.environ, "GGML_CPU_TILED_MM": "0"}
-            prefill = min(json.loads(subprocess.run(peer, env=plain, check=True, capture_output=True).stdout))
-            seconds, peak = statistics.median(w[0] for w in warm), max(w[1] for w in warm)
-            print(
-                f"{probe.name:8} {len(tokens):6} {cold:8.1f} {seconds:8.1f} {peak / 1e9:9.2f} "
-                f"{peak / bytes_of_both:15.2f} {prefill:21.2f} {seconds / prefill:16.1f}"
-            )
+            prefill = min(peer.run(tokens).prefill[0] for _ in range(arguments.repeats))
+            seconds, peak = statistics.median(one.wall for one in warm), max(one.peak_gb for one in warm)
+            processor = min(one.processor for one in warm)
+            rows.append((probe.name, len(tokens), cold.wall, seconds, processor, peak, peak - both, prefill))
+            if probe.name == "chatml":
+                chatml = (seconds, cold.wall, max(peak, cold.peak_gb) - both)
+    about = f"{arguments.model}, {cores()} cores; both files {both:.2f} GB; `convert` {converting.wall:.1f} s."
+    results = Results("layers", about, arguments.out)
+    columns = ("prompt", "tokens", "cold s", "warm s", "warm processor s", "peak GB", "beyond the files GB")
+    results.add(Table("`layers` on a file and its conversion", (*columns, "llama.cpp prefill s"), rows))
+    if chatml is not None:
+        for what, value, bar in zip(
+            ("warm, wall s", "cold, wall s", "peak beyond both files, GB"),
+            chatml,
+            (MOST_WARM, MOST_COLD, MOST_BEYOND_FILES),
+            strict=True,
+        ):
+            results.bar(what, value, at_most=bar)
+    return results.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
