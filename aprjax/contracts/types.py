@@ -25,6 +25,7 @@ from aprjax.contracts.schema import (
 )
 
 __all__ = [
+    "NOT_ABOUT",
     "SCHEMA",
     "CheckReport",
     "CheckedSide",
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 SCHEMA = "aprjax.check/1"
+# How the reason begins of a test that its contract declares `not_applicable`.
+NOT_ABOUT = "not about these two sides: "
 
 
 class Status(StrEnum):

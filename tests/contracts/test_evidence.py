@@ -23,7 +23,7 @@ from aprjax.contracts.evidence.manifest import MANIFEST, seal
 from aprjax.contracts.evidence.validate import validate_folders
 from aprjax.contracts.facts import names_a_place, without_places
 from aprjax.contracts.reading import MOST_BYTES, Unreadable
-from aprjax.contracts.types import Status
+from aprjax.contracts.types import NOT_ABOUT, Status
 
 FIRST = "tiny-parity-v1/falsify-tiny-001/discharge-evidence-v1.json"
 SECOND = "tiny-parity-v1/falsify-tiny-002/discharge-evidence-v1.json"
@@ -317,6 +317,24 @@ def test_one_official_file_under_two_digests_shows_among_folders(written: Path, 
     found = {c.id for c in validate_folders([written, other])[1].contradictions}
     assert "artifact-differs" in found
     assert all(report.accepted for report in validate_folders([written, written]))
+
+
+def test_what_is_not_about_two_sides_is_not_missing(tmp_path: Path) -> None:
+    made = report(tmp_path, second=Status.UNMEASURED)
+    (checked,) = made.contracts
+    one, two = checked.falsification_tests
+    two = replace(two, not_applicable=True, na_reason="a rule about a program", na_owner="its tests")
+    told = replace(made.outcomes[1], reason=f"{NOT_ABOUT}a rule about a program (its tests)", measured={})
+    apart = replace(checked, falsification_tests=(one, two))
+    apart = replace(made, contracts=(apart,), outcomes=(made.outcomes[0], told))
+    assert apart.exit_code == 0
+    folder = write_evidence(apart, tmp_path / "evidence")
+    assert ids(folder) == set()
+    # Called so in the reason alone, or in the list alone: something that was to be measured would be hidden.
+    edited(folder, "check.json", lambda d: d.update(not_applicable=[]))
+    assert "verdict-contradicts" in ids(folder)
+    hidden = write_evidence(replace(apart, outcomes=made.outcomes), tmp_path / "hidden")
+    assert "verdict-contradicts" in ids(hidden)
 
 
 def test_what_may_stay_unmeasured_is_said(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from aprjax.bisect.metrics import ComparisonError
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.contracts.check.bench import Bench
 from aprjax.contracts.check.measurement import RULES, Asked, Measurement, judged
-from aprjax.contracts.types import CheckReport, Contract, FalsificationTest, TestOutcome
+from aprjax.contracts.types import NOT_ABOUT, CheckReport, Contract, FalsificationTest, TestOutcome
 
 _MODULES = ("files", "forward", "generation", "identity", "kernels", "layers", "output", "qa", "ship", "text", "trace")
 # This one looks at what all others left behind.
@@ -82,7 +82,7 @@ def _outcome(asked: Asked) -> TestOutcome:
 def _measured(asked: Asked) -> Measurement:
     test: FalsificationTest = asked.test
     if test.not_applicable:
-        return Measurement(unmeasured=f"not about these two sides: {_line(test.na_reason)} ({_line(test.na_owner)})")
+        return Measurement(unmeasured=f"{NOT_ABOUT}{_line(test.na_reason)} ({_line(test.na_owner)})")
     rule = RULES.get(test.id)
     if rule is None:
         return Measurement(unmeasured="no rule of aprjax measures this test")

@@ -15,7 +15,7 @@ from aprjax.contracts.evidence.log import LogError, LoggedCheck, parse_log
 from aprjax.contracts.evidence.receipts import FOLDER as RECEIPTS
 from aprjax.contracts.evidence.receipts import QA_OUTPUT, qa_gates, receipt_name, rows_of_margins
 from aprjax.contracts.reading import Unreadable, expect, read_text
-from aprjax.contracts.types import SCHEMA, Status
+from aprjax.contracts.types import NOT_ABOUT, SCHEMA, Status
 from aprjax.contracts.upstream.qa import parse_qa_report
 
 _STATUSES = frozenset(map(str, Status))
@@ -154,7 +154,13 @@ def _verdicts(raw: dict[str, Any]) -> Iterator[Contradiction]:
         for check in checks:
             if not check["basis"].strip():
                 yield Contradiction("basis-missing", RAW, f"{name} has the bound {check['bound']} without a basis")
-    allowed = set(raw.get("allowed_unmeasured", ()))
+    inapplicable = set(raw.get("not_applicable", ()))
+    for outcome in raw["outcomes"]:
+        told = outcome["status"] == Status.UNMEASURED and outcome["reason"].startswith(NOT_ABOUT)
+        if (outcome["test_id"] in inapplicable) != told:
+            message = f"{outcome['test_id']} is called not applicable in one place and not in the other"
+            yield Contradiction("verdict-contradicts", RAW, message)
+    allowed = {*raw.get("allowed_unmeasured", ()), *inapplicable}
     missing = [o for o in raw["outcomes"] if o["status"] == Status.UNMEASURED and o["test_id"] not in allowed]
     expected = 1 if Status.FAIL in statuses else 3 if missing or Status.PASS not in statuses else 0
     if raw["exit_code"] != expected:
