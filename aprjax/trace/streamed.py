@@ -1,8 +1,9 @@
-"""A checkpoint's run as a stream of values: one layer's weights and values in memory at a time."""
+"""A checkpoint's run as a stream of values: in memory are one layer's values, its weights and those of the next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, require_runnable
 from aprjax.qwen2.model import causal_context, embed_padded, precision_scope, run_head, run_layer, run_norm, trim
+from aprjax.qwen2.modules import DecoderLayer
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 from aprjax.qwen2.streaming import head_batches, pack_and_release
 from aprjax.trace.capture import EVERYTHING, HEAD_STAGES, Capture, chosen_positions
@@ -93,16 +95,31 @@ class StreamedRun:
             hidden = jnp.asarray(embed_padded(self.checkpoint, self.tokens, arithmetic)).astype(arithmetic.dtype)
             context = causal_context(self.checkpoint.config, arithmetic, length=hidden.shape[0])
         yield from piece(OUTSIDE, Stage.EMBEDDING, hidden)
-        for index in range(min(last + 1, self.checkpoint.config.num_layers)):
+        for index, layer in self._layers(min(last + 1, self.checkpoint.config.num_layers)):
             # The generator may rest between two pieces, so the scope is left before each.
             with precision_scope(arithmetic):
-                layer = load_layer(self.checkpoint, index, pack_and_release)
                 hidden, _, captured = run_layer(layer, hidden, context, {}, {}, arithmetic=arithmetic, capture=True)
                 del layer
             for stage in LAYER_STAGES:
                 yield from piece(index, stage, captured.pop(stage))
         if last == self.checkpoint.config.num_layers:
             yield from self._head(np.asarray(hidden)[:count], rows)
+
+    def _layers(self, count: int) -> Iterator[tuple[int, DecoderLayer]]:
+        """The first layers, each packed while the one before it is computed and its values are written."""
+
+        def load(index: int) -> DecoderLayer:
+            # A scope is its thread's own.
+            with precision_scope(self.arithmetic):
+                return load_layer(self.checkpoint, index, pack_and_release)
+
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            coming = [ahead.submit(load, 0)] if count else []
+            for index in range(count):
+                layer = coming.pop().result()
+                coming += [ahead.submit(load, index + 1)] if index + 1 < count else []
+                yield index, layer
+                del layer
 
     def _head(self, hidden: np.ndarray, rows: list[int]) -> Iterator[Piece]:
         arithmetic = self.arithmetic
