@@ -45,7 +45,7 @@ help:
 	@echo "demo-real  the same with Qwen2.5-Coder-0.5B, which is fetched"
 	@echo "docs       the documentation, as pages"
 	@echo "notebooks  executes the notebooks, and writes their outputs in place"
-	@echo "bench      the benchmarks"
+	@echo "bench      the benchmarks; tables and plots go to benchmarks/results"
 	@echo "clean      removes what the targets made here, but not $(CACHE)"
 
 INSTALLED_FROM := pyproject.toml aprjax/front_door.py aprjax/front_door.pth $(CONSTRAINTS)
@@ -152,7 +152,8 @@ notebooks: setup
 	$(BIN)/python notebooks/execute.py
 
 bench: peers models
-	set -e; for script in $(wildcard benchmarks/bench_*.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@missed=0; for script in $(wildcard benchmarks/bench_*.py); do \
+		echo "== $$script"; $(BIN)/python $$script || missed=1; done; exit $$missed
 
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .ruff_cache .hypothesis
