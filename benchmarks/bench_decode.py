@@ -1,6 +1,6 @@
 """Decoding and encoding blocks: `dequantize` here, in gguf-py and in ggml, in one run.
 
-    python benchmarks/bench_blocks.py [--repeats 5]
+    python benchmarks/bench_decode.py [--repeats 5]
 
 ggml decodes on one thread. Speeds are millions of elements per second of processor time, so that they mean something
 beside other work, too.
