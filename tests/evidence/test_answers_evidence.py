@@ -105,6 +105,16 @@ def test_every_planted_fault_is_of_a_factor_and_judged_as_the_gate_judges() -> N
         if row["factor"] == "none":
             assert row["logits_cosine"] == pytest.approx(1)
             assert row["state"] == "clean"
+    # Texts as long as upstream's gate allows, each first token of them the model's own.
+    if "long" in documents:
+        long = sys.modules["degenerate_long"]
+        for row in documents["long"]["texts"]:
+            assert len(row["tokens"]) == long.TOKENS == module.GATE_BUDGET
+            verdict = judge_text(row["text"])
+            assert (verdict.passed, verdict.rule) == (row["gate"]["passed"], row["gate"]["rule"])
+            assert set(row["states"]) == set(row["left_out"]) == {str(count) for count in long.JUDGED}
+        for row in documents["long"]["drift"]:
+            assert len(row["cosine"]) == len(row["margin"]) == long.TOKENS
     # The factorial of the sound pair is a measurement of its own.
     if "factorial" in documents:
         claims = {claim["id"] for claim in documents["factorial"]["claims"]}
