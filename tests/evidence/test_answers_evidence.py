@@ -105,7 +105,7 @@ def test_every_planted_fault_is_of_a_factor_and_judged_as_the_gate_judges() -> N
         if row["factor"] == "none":
             assert row["logits_cosine"] == pytest.approx(1)
             assert row["state"] == "clean"
-    # Texts as long as upstream's gate allows, each first token of them the model's own.
+    # Texts as long as upstream's gate allows.
     if "long" in documents:
         long = sys.modules["degenerate_long"]
         for row in documents["long"]["texts"]:
