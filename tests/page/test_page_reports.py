@@ -154,7 +154,7 @@ def test_fields_of_a_later_version_are_left_alone(random: Any) -> None:
 def test_committed_evidence_can_be_shown(repository: Path, part: str) -> None:
     (folder,) = (repository / "evidence").glob(f"{part}-20*")
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    reports = [d for d in documents if d["schema"] in ("aprjax.margins/1", "aprjax.attribute/1")]
+    reports = [d for d in documents if d.get("schema") in ("aprjax.margins/1", "aprjax.attribute/1")]
     page = page_of(*reports)
     assert page.count('<section class="report"') == len(reports) > 0
     # The attribution was cut to its largest shares, which must not look like shares that do not add up.
