@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from blocks.support import random_blocks  # noqa: E402
 from tiny import CONFIG, tiny_checkpoint, write_tiny  # noqa: E402
 
 from aprjax.blocks import block_format, encode  # noqa: E402
@@ -57,8 +58,11 @@ def products(*names: str) -> dict[str, object]:
     found = {}
     for name in names:
         blocks = block_format(name)
-        values = generator.normal(size=(83, 512)).astype(np.float32)
-        packed = np.ascontiguousarray(encode(name, values)).view(np.uint8).reshape(83, -1, blocks.block_bytes)
+        if blocks.flat:
+            values = generator.normal(size=(83, 512)).astype(np.float32)
+            packed = np.ascontiguousarray(encode(name, values)).view(np.uint8).reshape(83, -1, blocks.block_bytes)
+        else:
+            packed = random_blocks(name, (83, 512 // blocks.block_size), generator)
         split, whole = split_relay(name, packed, device_mesh(DEVICES)), relay(name, packed)
         quantized = blocks.activation is not None
         kernel = partial(integer_matmul if quantized else float_matmul, name)

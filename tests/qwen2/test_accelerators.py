@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blocks.support import QUANTIZED, SCALE_BYTES, random_blocks
 from tiny import CONFIG, tiny_checkpoint
 
-from aprjax.blocks import block_format, encode
+from aprjax.blocks import block_format
 from aprjax.blocks import units as units_module
 from aprjax.blocks.dot import integer_matmul, largest_product
 from aprjax.blocks.halves import through_half
@@ -25,7 +26,6 @@ from aprjax.qwen2.arithmetic import PRESETS
 from aprjax.qwen2.loading import load_layer
 from aprjax.qwen2.stages import Stage
 
-QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 # All float: these presets stand for exact products of real numbers.
 REFERENCES = ("float32", "float64", "realizar-f32", "q8_1", "realizar")
 ONE_LAYER = replace(CONFIG, num_layers=1)
@@ -93,12 +93,13 @@ def test_an_engines_layer_has_no_other_products_than_exact_and_highest(name):
 
 
 def extreme_product(name: str) -> tuple:
-    """Weights with the largest codes and scales a format has among random ones, and extreme activations."""
+    """Weights with the largest codes and group scales a format has among random ones, and extreme activations."""
     generator = np.random.default_rng(5)
-    blocks = block_format(name)
-    values = generator.normal(size=(16, 512)).astype(np.float32)
-    values[:2] = 4.0
-    packed = np.array(encode(name, values)).view(np.uint8).reshape(16, -1, blocks.block_bytes)
+    packed = random_blocks(name, (16, 512 // block_format(name).block_size), generator)
+    first, end = SCALE_BYTES.get(name, (0, 2))
+    scales = packed[..., first:end].copy()
+    packed[0], packed[1] = 0xFF, 0x80
+    packed[..., first:end] = scales
     x = generator.integers(-127, 128, (5, 512)).astype(np.float32)
     x[0], x[1], x[:, ::32] = 127.0, -127.0, 127.0
     return relay(name, packed), jnp.asarray(x)
