@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -64,6 +63,12 @@ def run_by_another_base() -> None:
     llama_cpp.subprocess.run = otherwise  # type: ignore[assignment]
 
 
+def peak_kib() -> int:
+    """This process's largest resident set; `ru_maxrss` would have its parent's, too, which a started program keeps."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def measure(kind: str, apr: Path, gguf: Path, folder: Path) -> dict[str, Any]:
     """One kind of side, in this process."""
     from aprjax.bisect.explain.command import explain_side
@@ -89,7 +94,7 @@ def measure(kind: str, apr: Path, gguf: Path, folder: Path) -> dict[str, Any]:
         "planted": {name: number},
         "seconds": {key: round(seconds, 1) for key, seconds in spent.items()},
         "parts": found.to_json()["seconds"],
-        "gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "gib": round(peak_kib() / 2**20, 2),
     }
 
 
