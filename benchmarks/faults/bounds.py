@@ -148,6 +148,7 @@ def readme(doc: dict[str, Any]) -> str:
         f'an engine, compared over every position of "What is 2+2?" ({rows[0]["positions"]} tokens), both sides under',
         f"one arithmetic; and {len(clean)} pairs of one file under two arithmetics, which are no faults.",
         *doc.get("selection", []),
+        *_kinds(doc),
         "",
         f"**(e)** The band sees {len(faults) - len(blind)} of {len(faults)} faults and lets {len(blind)} through;",
         f"{still} leave the ratio of every layer within a per cent of 1. Under two arithmetics a layer's ratio",
@@ -191,6 +192,15 @@ def readme(doc: dict[str, Any]) -> str:
             f"{_shown(row['least_cosine'])} | {_shown(row['logit_cosine'])} | {flips} | {_blind_bounds(row)} |"
         )
     return "\n".join(text) + "\n"
+
+
+def _kinds(doc: dict[str, Any]) -> list[str]:
+    """How many kinds of the register are among the cases; nothing where the document does not say."""
+    if "kinds" not in doc:
+        return []
+    words = {"file": "of files", "computation": "of computations"}
+    told = [f"{have} of {known} kinds of faults {words[group]}" for group, (have, known) in doc["kinds"].items()]
+    return [f"Measured are {' and '.join(told)}; a kind that is missing was refused by the reader, or not reached."]
 
 
 def _told(doc: dict[str, Any], told: int, count: int) -> list[str]:

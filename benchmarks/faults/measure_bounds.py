@@ -262,6 +262,18 @@ def _visible(values: Staged) -> Staged:
     return {stage: visible_part(stage, value) for stage, value in values.items()}
 
 
+def registered(name: str, layers: int) -> tuple[list[Case], list[Case]]:
+    """The bench's short list: faults of files, and of computations."""
+    chosen = [0, layers // 2, layers - 1]
+    # Neither controls, nor a shape that is mended on reading: no fault of the model that runs.
+    planted = [
+        case
+        for case in file_cases(name, chosen, few=True)
+        if case.fault not in MENDED and not case.fault.startswith("control")
+    ]
+    return planted, engine_cases(name, chosen, few=True)
+
+
 def in_turn(cases: Sequence[Case]) -> list[Case]:
     """Each kind once, its first case and its last by turns, and then the others."""
     kinds: dict[str, list[Case]] = {}
@@ -276,19 +288,13 @@ def in_turn(cases: Sequence[Case]) -> list[Case]:
 
 def measured(shop: Workshop, done: set[str], stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     """The cases that are not done, until it is time to stop."""
-    chosen, files = [0, shop.layers // 2, shop.layers - 1], Files(shop)
+    files = Files(shop)
     clean = [Case(shop.name, "clean", f"{one} against {other}, direct") for one, other in _MIXED]
     for case in clean:
         if case.key not in done and not stop():
             yield files.clean(case)
-    # A shape that is mended on reading is no fault of the model that runs.
-    planted = [
-        case
-        for case in file_cases(shop.name, chosen, few=True)
-        if case.fault not in MENDED and not case.fault.startswith("control")
-    ]
-    engines, computed = Engines(files), in_turn(engine_cases(shop.name, chosen, few=True))
-    planted = in_turn(planted)
+    engines = Engines(files)
+    planted, computed = (in_turn(cases) for cases in registered(shop.name, shop.layers))
     kinds = len({case.fault for case in planted}), len({case.fault for case in computed})
     for kind, part in (
         ("file", slice(0, kinds[0])),
@@ -317,6 +323,18 @@ def bench_of(name: str, folder: Path) -> Workshop:
     return Workshop(name, path, open_checkpoint(path), folder, REAL_TOKENS)
 
 
+def save(out: Path, name: str, layers: int, rows: list[dict[str, Any]]) -> None:
+    """The folder's JSON and page, with how many kinds of faults are among the rows."""
+    order = ("clean", "file", "computation")
+    rows.sort(key=lambda one: order.index(one["group"]))
+    kinds = {}
+    for group, cases in zip(order[1:], registered(name, layers), strict=True):
+        have = {row["fault"] for row in rows if row["group"] == group}
+        kinds[group] = [len(have), len({case.fault for case in cases})]
+    command = f"python benchmarks/faults/measure_bounds.py --model {name} --out evidence/{out.name}"
+    write(out, document(rows, [command], judged="place", selection=SELECTION, kinds=kinds))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("tiny", "0.5b", "1.5b"), default="1.5b")
@@ -328,7 +346,6 @@ def main() -> int:
     kept = options.out / "result.json"
     rows: list[dict[str, Any]] = json.loads(kept.read_text("ascii"))["cases"] if kept.exists() else []
     done, end = {row["key"] for row in rows}, time.monotonic() + 60 * options.minutes
-    command = f"python benchmarks/faults/measure_bounds.py --model {options.model} --out evidence/{options.out.name}"
     with tempfile.TemporaryDirectory(prefix="aprjax-") as temporary:
         shop = bench_of(options.model, options.folder or Path(temporary))
         for row in measured(shop, done, lambda: time.monotonic() > end):
@@ -337,9 +354,7 @@ def main() -> int:
             place = row.get("found", {}).get("stage")
             state = "" if row.get("localised") is not False else f": MISS, found at {place}"
             print(f"{len(rows)} {row['case']['key']}{state}", file=sys.stderr, flush=True)
-            order = ("clean", "file", "computation")
-            rows.sort(key=lambda one: order.index(one["group"]))
-            write(options.out, document(rows, [command], judged="place", selection=SELECTION))
+            save(options.out, options.model, shop.layers, rows)
     return 0
 
 
