@@ -58,13 +58,13 @@ def products(*names: str) -> dict[str, object]:
     found = {}
     for name in names:
         blocks = block_format(name)
-        if blocks.flat:
+        quantized = blocks.activation is not None
+        if not quantized:
             values = generator.normal(size=(83, 512)).astype(np.float32)
             packed = np.ascontiguousarray(encode(name, values)).view(np.uint8).reshape(83, -1, blocks.block_bytes)
         else:
             packed = random_blocks(name, (83, 512 // blocks.block_size), generator)
         split, whole = split_relay(name, packed, device_mesh(DEVICES)), relay(name, packed)
-        quantized = blocks.activation is not None
         kernel = partial(integer_matmul if quantized else float_matmul, name)
 
         def over(weight: SplitRelaid, x: jax.Array, kernel: Callable = kernel) -> jax.Array:
