@@ -125,19 +125,20 @@ def test_layers_saves_what_is_asked_for_and_compares_all(
 
 
 @pytest.mark.parametrize(
-    ("choice", "code", "words"),
+    ("choice", "ended"),
     [
-        ("--layers=1..0", 2, "expected layers"),
-        ("--layers=one", 2, "expected layers"),
-        ("--stages=ffn_gates", 2, "'ffn_gates'"),
-        ("--positions=3-5", 2, "expected last, all"),
-        ("--layers=3", 4, "the model has 3"),
-        ("--positions=0..8", 4, "8 tokens"),
+        ("--layers=1..0", (2, "expected layers")),
+        ("--layers=one", (2, "expected layers")),
+        ("--stages=ffn_gates", (2, "'ffn_gates'")),
+        ("--positions=3-5", (2, "expected last, all")),
+        ("--layers=3", (4, "the model has 3")),
+        ("--positions=0..8", (4, "8 tokens")),
     ],
 )
 def test_wrong_choices(
-    model: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture, choice: str, code: int, words: str
+    model: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture, choice: str, ended: tuple[int, str]
 ) -> None:
+    code, words = ended
     target = tmp_path / "trace.safetensors"
     command = ["trace", str(model.path), "--tokens", ",".join(map(str, TOKENS)), "--save", str(target), choice]
     assert main(command) == code
