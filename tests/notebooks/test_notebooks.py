@@ -17,10 +17,6 @@ FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]-*.ipynb"))
 # On the real file, which is fetched; the others have the embedded model.
 REAL = "05-the-real-1.5b.ipynb"
-# Judged with the real models' tests, as its outputs are made with them.
-WHOLE = [
-    pytest.param(path, marks=[pytest.mark.real_model] if path.name == REAL else [], id=path.stem) for path in NOTEBOOKS
-]
 
 
 def load(path: Path) -> Any:
@@ -35,7 +31,7 @@ def test_there_are_five_in_order() -> None:
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
 
 
-@pytest.mark.parametrize("path", WHOLE)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_the_committed_notebook_is_whole(path: Path) -> None:
     """Every cell was run, once and in order, in a fresh kernel; nothing failed, and no machine shows."""
     notebook = load(path)
