@@ -55,7 +55,9 @@ def main() -> int:
     options.add_argument("--model", default="qwen2.5-coder-0.5b")
     options.add_argument("--lengths", default="5,7,8,12,16,100,128,130,190,250,256")
     arguments = options.parse_args()
-    command = [sys.executable, "-c", PROGRAM, str(model_location(arguments.model)), arguments.lengths]
+    path = Path(arguments.model)
+    path = path if path.is_file() else model_location(arguments.model)
+    command = [sys.executable, "-c", PROGRAM, str(path), arguments.lengths]
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):
@@ -67,7 +69,7 @@ def main() -> int:
     ]
     columns = ("first process, in this order", "compiled", "compiling s", "whole wall s")
     columns += ("second: compiled", "looked up", "whole wall s")
-    about = f"{arguments.model}, the arithmetic `llama.cpp`. Programs that compile in less than 0.1 s are not kept."
+    about = f"{path.name}, the arithmetic `llama.cpp`. Programs that compile in less than 0.1 s are not kept."
     results = Results("compile", about, arguments.out)
     results.add(Table("Compiled programs", columns, rows))
     seen: set[str] = set()

@@ -7,7 +7,7 @@ ordinary pure function of (parameters, tokens).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,16 +57,33 @@ def run_layer(
     return output, cache, captured
 
 
-@partial(jax.jit, static_argnames=("arithmetic",))
 def run_norm(norm: RMSNorm, hidden: Float[Array, "position hidden"], *, arithmetic: Arithmetic) -> Array:
     """The final norm."""
+    return _in_bucket(_norm, norm, hidden, arithmetic)
+
+
+def run_head(head: PackedWeight, hidden: Float[Array, "position hidden"], *, arithmetic: Arithmetic) -> Array:
+    """Logits `[position, vocab]`."""
+    return _in_bucket(_head, head, hidden, arithmetic)
+
+
+def _in_bucket(run: Callable[..., Array], weights: Any, hidden: Any, arithmetic: Arithmetic) -> Array:
+    """Runs rows of zeros along, so that near numbers of positions share a program; one position runs alone."""
+    count = hidden.shape[0]
+    padded = count if count == 1 or isinstance(hidden, jax.core.Tracer) else bucket(count, arithmetic)
+    if padded == count:
+        return run(weights, hidden, arithmetic=arithmetic)
+    return run(weights, jnp.pad(hidden, ((0, padded - count), (0, 0))), arithmetic=arithmetic)[:count]
+
+
+@partial(jax.jit, static_argnames=("arithmetic",))
+def _norm(norm: RMSNorm, hidden: Float[Array, "position hidden"], *, arithmetic: Arithmetic) -> Array:
     with jax.named_scope(Stage.FINAL_NORM):
         return norm(hidden.astype(arithmetic.dtype), arithmetic)
 
 
 @partial(jax.jit, static_argnames=("arithmetic",))
-def run_head(head: PackedWeight, hidden: Float[Array, "position hidden"], *, arithmetic: Arithmetic) -> Array:
-    """Logits `[position, vocab]`."""
+def _head(head: PackedWeight, hidden: Float[Array, "position hidden"], *, arithmetic: Arithmetic) -> Array:
     with jax.named_scope(Stage.LM_HEAD):
         return multiply(head, hidden.astype(arithmetic.dtype), arithmetic)
 
