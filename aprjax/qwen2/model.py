@@ -70,7 +70,7 @@ def run_head(head: PackedWeight, hidden: Float[Array, "position hidden"], *, ari
 def _in_bucket(run: Callable[..., Array], weights: Any, hidden: Any, arithmetic: Arithmetic) -> Array:
     """Runs rows of zeros along, so that near numbers of positions share a program; one position runs alone."""
     count = hidden.shape[0]
-    padded = count if count == 1 or isinstance(hidden, jax.core.Tracer) else bucket(count, arithmetic)
+    padded = count if count == 1 or isinstance(hidden, Tracer) else bucket(count, arithmetic)
     if padded == count:
         return run(weights, hidden, arithmetic=arithmetic)
     return run(weights, jnp.pad(hidden, ((0, padded - count), (0, 0))), arithmetic=arithmetic)[:count]
