@@ -144,7 +144,7 @@ def one_token_matmul(weights: Relaid, quantized: ActivationBlocks, group_sums: A
 
     def multiply(weights: Relaid) -> Any:
         parts = walled(part_sums, zero, weights, activations)
-        return walled(lambda *operands: _added_up(*operands, zero), zero, weights, parts, scales, sums)
+        return walled(lambda *operands: _added_up(*operands, zero=zero), zero, weights, parts, scales, sums)
 
     chunks, chunk_rows = weights.chunks, weights.chunk_rows
     together = max(1, min(chunks, _ELEMENTS_TOGETHER // (chunk_rows * weights.columns)))

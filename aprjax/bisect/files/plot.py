@@ -18,6 +18,7 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 def plot_differences(report: FilesComparison) -> Any:
     """A matplotlib figure: tensors by layer, coloured by relative L2; equal ones white, incomparable ones hatched."""
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
 
     differences = {difference.name: difference for difference in report.files.tensors}
     found = [(name, _LAYER.fullmatch(name)) for name in differences]
@@ -37,7 +38,7 @@ def plot_differences(report: FilesComparison) -> Any:
                 axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor="grey", hatch="///"))
     image = axes.imshow(np.log10(values), aspect="auto", cmap="magma_r", vmin=np.log10(_FLOOR), vmax=1.0)
     axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer")
     axes.set_title(f"{report.verdict}: {len(differences)} tensors not in the same bytes", fontsize=10)
     figure.colorbar(image, ax=axes).set_label("relative L2 (log10)")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from aprjax.bisect.report import SideInfo
@@ -180,7 +181,7 @@ class LocalGenerator:
             padded = np.zeros((bucket(len(part), arithmetic), hidden.shape[1]), hidden.dtype)
             padded[: len(part)] = np.asarray(hidden[first : first + len(part)])
             with precision_scope(arithmetic):
-                normed = run_norm(model.norm, padded, arithmetic=arithmetic)
+                normed = run_norm(model.norm, jnp.asarray(padded), arithmetic=arithmetic)
                 computed = np.asarray(run_head(model.head, normed, arithmetic=arithmetic))
             for token, row in zip(part, computed[: len(part)], strict=True):
                 rows.append(likeliest(row))
