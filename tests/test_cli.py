@@ -19,6 +19,7 @@ import pytest
 from aprjax import cli
 from aprjax.checkpoint.types import CheckpointError
 from aprjax.cli import main
+from aprjax.trace.capture import EVERYTHING, Capture
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO_SIDES = ["layers", "--model", "a.apr", "--ref", "b.gguf"]
@@ -75,10 +76,12 @@ def test_layers_passes_every_option_on(run_layers: Any) -> None:
         ("prompt", "prompt_file", "tokens", "arithmetic", "model_arithmetic", "ref_arithmetic"), None
     )
     defaults = {"wrap": "none", "positions": "all", "json_out": None, "report": None, "save_trace": None}
+    defaults |= {"capture": EVERYTHING}
     assert calls == [{"model": "a.apr", "ref": "b.gguf", **nothing, **defaults}]
 
     calls.clear()
     options = "--wrap twice --arithmetic llama.cpp --positions 3..7 --json - --report r --save-trace t.npz"
+    options += " --save-layers 4..6 --save-stages ffn_gate"
     assert main([*TWO_SIDES, "--prompt", "What is 2+2?", *options.split()]) == 0
     assert calls[0] == {
         "model": "a.apr",
@@ -91,6 +94,7 @@ def test_layers_passes_every_option_on(run_layers: Any) -> None:
         "json_out": "-",
         "report": Path("r"),
         "save_trace": Path("t.npz"),
+        "capture": Capture.parse(layers="4..6", stages="ffn_gate"),
     }
 
     calls.clear()

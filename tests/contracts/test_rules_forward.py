@@ -31,6 +31,7 @@ def made_up_pass(**ratios: dict[int, float]) -> TracedPass:
         first_divergence=None,
         layers=(),
         margins=(),
+        findings=(),
         prompt=SimpleNamespace(name="direct", positions=tuple(range(7))),
     )
     return TracedPass(report, spreads, {}, "layers-direct.json")  # type: ignore[arg-type]

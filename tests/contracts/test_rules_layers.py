@@ -32,7 +32,11 @@ def observed(change: dict[Stage, tuple[int, float]]) -> MadeUpBench:
     observer = Observer(CONFIG, STEPS)
     observer(LayerPair(0, ref, ref, local, None, lambda: ref))
     report = SimpleNamespace(
-        verdict=Verdict.AGREE, first_divergence=None, layers=(1,), prompt=SimpleNamespace(name="direct")
+        verdict=Verdict.AGREE,
+        first_divergence=None,
+        layers=(1,),
+        prompt=SimpleNamespace(name="direct"),
+        findings=(),
     )
     one = TracedPass(report, observer.spreads, observer.uses, "layers-direct.json")  # type: ignore[arg-type]
     return MadeUpBench(traced=lambda name: one)
