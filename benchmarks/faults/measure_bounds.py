@@ -319,6 +319,7 @@ def bench_of(name: str, folder: Path) -> Workshop:
     """The model and its reference; a real one's faults are planted in a copy of its GGUF file, which opens at once."""
     if name == "tiny":
         return workshop(name, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     path = model_location(f"qwen2.5-coder-{name}")
     return Workshop(name, path, open_checkpoint(path), folder, REAL_TOKENS)
 
