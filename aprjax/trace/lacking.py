@@ -32,29 +32,35 @@ def never_yielded(info: TraceInfo) -> frozenset[Stage]:
     return frozenset(declared)
 
 
+def _wanted(num_layers: int) -> list[Place]:
+    outside = [(OUTSIDE, stage) for stage in Stage if stage not in LAYER_STAGES]
+    return outside + [(layer, stage) for layer in range(num_layers) for stage in LAYER_STAGES]
+
+
 def lacking(trace: AnyTrace, num_layers: int) -> tuple[Place, ...]:
     """The values that a whole trace of `num_layers` layers by this engine has and that this one lacks.
 
     They are sorted by layer, those outside the layers first, and in execution order within a layer.
     """
     never, present = never_yielded(trace.info), set(trace)
-    wanted = [(OUTSIDE, stage) for stage in Stage if stage not in LAYER_STAGES]
-    wanted += [(layer, stage) for layer in range(num_layers) for stage in LAYER_STAGES]
-    return tuple(place for place in wanted if place not in present and place[1] not in never)
+    return tuple(place for place in _wanted(num_layers) if place not in present and place[1] not in never)
 
 
-def lacking_in_words(places: tuple[Place, ...], num_layers: int) -> str:
-    """`ffn_silu of layers 3 and 4, lm_head`: the stages that are not there, each with its layers."""
+def places_in_words(places: tuple[Place, ...], num_layers: int) -> str:
+    """`ffn_silu and ffn_out of layers 3 to 4; lm_head`: values by stages, those of the same layers together."""
     layers: dict[Stage, list[int]] = {}
     for layer, stage in places:
         layers.setdefault(stage, []).append(layer)
     whole = [layer for layer in range(num_layers) if all((layer, stage) in set(places) for stage in LAYER_STAGES)]
     words = [f"everything of {_layers(whole, num_layers)}"] if whole else []
+    alike: dict[tuple[int, ...], list[str]] = {}
     for stage in [stage for stage in Stage if stage in layers]:
-        rest = [layer for layer in layers[stage] if layer not in whole]
+        rest = tuple(layer for layer in layers[stage] if layer not in whole)
         if rest:
-            words.append(str(stage) if rest == [OUTSIDE] else f"{stage} of {_layers(rest, num_layers)}")
-    return ", ".join(words)
+            alike.setdefault(rest, []).append(str(stage))
+    outside = alike.pop((OUTSIDE,), [])
+    words += [f"{_and(stages)} of {_layers(list(rest), num_layers)}" for rest, stages in alike.items()]
+    return "; ".join([*words, *([_and(outside)] if outside else [])])
 
 
 def unmeasured_part(trace: AnyTrace, num_layers: int, whose: str) -> str:
@@ -62,11 +68,19 @@ def unmeasured_part(trace: AnyTrace, num_layers: int, whose: str) -> str:
     places = lacking(trace, num_layers)
     if not places:
         return ""
+    what = places_in_words(places, num_layers)
+    held = tuple(place for place in _wanted(num_layers) if place in trace)
+    if len(held) < len(places):
+        what = f"all but {places_in_words(held, num_layers).removeprefix('everything of ')}" if held else "all"
     count = "1 value, which was" if len(places) == 1 else f"{len(places)} values, which were"
     return (
-        f"{whose} lacks {count} not measured: {lacking_in_words(places, num_layers)}; "
+        f"{whose} lacks {count} not measured: {what}; "
         f"record it again with all stages, or let it say {NEVER_YIELDS!r} of the stages that its engine cannot give"
     )
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
 
 
 def _layers(layers: list[int], num_layers: int) -> str:

@@ -105,7 +105,7 @@ def test_a_trace_with_missing_stages_agrees_with_nothing(
     sides = ("--model", trace, "--ref", file) if command == "layers" else (trace, "--file", file)
     code, text = said(capsys, command, *sides)
     assert code == 3
-    assert "which were not measured: everything of layer 1, lm_head; record it again with all stages" in text
+    assert "which were not measured: everything of layer 1; lm_head; record it again with all stages" in text
 
 
 @pytest.mark.parametrize(

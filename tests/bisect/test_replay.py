@@ -209,7 +209,7 @@ def test_a_missing_stage_is_unmeasured_and_what_follows_it_is_judged_over_both(
         # A fault may lie in what was not measured: that is no agreement.
         assert report.verdict is (Verdict.DIVERGENCE if expected else Verdict.UNMEASURED)
         assert expected or report.reason.startswith(
-            "the trace lacks 4 values, which were not measured: ffn_silu of all"
+            "the trace lacks 4 values, which were not measured: ffn_silu and post_ffn_residual of all"
         )
         by_place = {(node.layer, node.stage): node for node in report.nodes}
         for key in lacking:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from aprjax.bisect.report import LayerReport, LayersReport, Verdict
+from aprjax.bisect.report import VALUES_LACKING, LayerReport, LayersReport, Verdict
 from aprjax.qwen2.stages import OUTSIDE, Stage
 
 _STYLES = {
@@ -46,7 +46,14 @@ def _print_findings(console: Console, reports: list[LayersReport]) -> None:
     findings = list(dict.fromkeys(f for report in reports for f in report.findings))
     order = {"error": 0, "warning": 1, "info": 2}
     summary = [f for f in findings if f.id == "files-compared"]
-    rest = sorted((f for f in findings if f.id != "files-compared"), key=lambda f: order[f.severity])
+    # The verdict says what a trace lacks, stage by stage; it stands below.
+    said = {
+        f.side for f in findings if f.id == VALUES_LACKING and any(f.message in report.reason for report in reports)
+    }
+    hidden = [f for f in findings if f.side in said and f.id in (VALUES_LACKING, "stages-unmeasured")]
+    rest = sorted(
+        (f for f in findings if f.id != "files-compared" and f not in hidden), key=lambda f: order[f.severity]
+    )
     for finding in summary:
         console.print(f"files  {escape(finding.message)}")
     for finding in rest[:_MOST_FINDINGS]:
