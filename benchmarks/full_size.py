@@ -1,31 +1,35 @@
-"""`layers`, `locate` and `attribute` on full-size pairs with one planted fault: time, processor time and peak memory.
+"""`layers`, `locate` and `attribute` on full-size pairs with one planted fault: time, memory, and how both grow.
 
-    python benchmarks/full_size.py --sizes 1.5b 7b [--commands layers locate attribute] [--tokens 64] [--folder DIR]
+    python benchmarks/full_size.py [--sizes 1.5b 3b 7b] [--commands layers …] [--tokens 64] [--keep DIR] [--state FILE]
 
 The pairs are random weights in the shapes and block types of the real models (`synthetic.py`), the reference as GGUF,
-the model as APR with one fault (`faults/plant.py`). Each command is a process of its own, on all tokens and stages, and
-says where it finds the fault. Peak memory is what the system reports for the process, pages of mapped files that are
-still resident included. With two sizes and more, the last lines compare them: seconds for a billion parameters. A 7B
-pair takes 14 GB of disk while it is made, and 9.4 GB afterwards; what was made is removed.
+the model as APR with one fault (`faults/plant.py`). Each command is a process of its own on all stages, reports its
+peak of resident memory (pages of mapped files included), and must name the fault's layer and stage. Every size is run
+in its full depth and with `SHALLOW` layers of the same widths, after shallow runs that are not counted and leave all
+programs compiled: what the full depth takes beyond the shallow one has no start-up in it. A 7B pair takes 14 GB of disk
+while it is made and 9.4 GB afterwards; what was made is removed, unless `--keep` says where it stays. With `--state`,
+runs that are written there are not made again. Exits with 1 above the project's bars.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from full_size_law import Run, drawn, law_tables
+from measured import Results, Table, cores, parser
 from synthetic import SHAPES, config_of, random_tensors, write_synthetic
 
 from aprjax.checkpoint.types import ModelConfig
@@ -34,42 +38,33 @@ PLANT = Path(__file__).resolve().parent / "faults" / "plant.py"
 
 # The last layers too are run, and so most of them are behind the fault: what `locate` searches and `attribute` crosses.
 FAULT, DEPTH = "k-bias-zero", 0.3
-COMMANDS = ("layers", "layers --arithmetic float32", "locate", "attribute")
-# 0 agree (`attribute`'s gap is small), 1 a divergence was found.
-EXPECTED = {"layers": (1,), "locate": (1,), "attribute": (0, 1)}
+# Holds both mixes of block types that the layers have (`synthetic.block_type`), so that all programs are compiled.
+SHALLOW = 4
+# By name: the arguments, the exit codes that an answer has, and the most GiB (issue "Fast, and at full size").
+COMMANDS = {
+    "layers": (["layers"], (1,), 12.0),
+    "layers in float32": (["layers", "--arithmetic", "float32"], (1,), 8.0),
+    "locate": (["locate"], (1,), 24.0),
+    "attribute": (["attribute", "--steps", "4", "--verify", "1"], (0,), 24.0),
+}
+# Runs a command as `python -m aprjax` does, and says what only the process itself knows exactly: its largest resident
+# size. `ru_maxrss`, seen from outside, begins with the size of the process that started it.
+PROGRAM = """
+import json, os, sys
+from aprjax.cli import main
+code = main(sys.argv[1:])
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+used = os.times()
+processor = used.user + used.system + used.children_user + used.children_system
+print(json.dumps({"code": code, "processor": processor, "peak_gib": peak / 2**20}), file=sys.stderr)
+"""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One command on one pair.
-
-    Attributes:
-        size: of the model.
-        command: what ran.
-        parameters: of one side.
-        tokens: that both sides were fed.
-        seconds: wall time.
-        cpu_seconds: of all threads and children.
-        peak_bytes: the largest resident size.
-        code: the exit code.
-        found: where the fault was found.
-    """
-
-    size: str
-    command: str
-    parameters: int
-    tokens: int
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-    code: int
-    found: str
-
-
-def make_pair(folder: Path, size: str, config: ModelConfig, vocabulary: Path | None) -> tuple[Path, Path, dict]:
-    """(reference, model with the fault, what was planted); files that are there already are taken."""
-    ref, clean, faulty = (folder / f"{size}{suffix}" for suffix in (".gguf", ".apr", "-faulty.apr"))
-    planted = folder / f"{size}-planted.json"
+def make_pair(folder: Path, config: ModelConfig, size: str, vocabulary: Path | None) -> tuple[Path, Path, dict]:
+    """(reference, model with the fault, where it was planted); files that are there already are taken."""
+    stem = f"{size}-{config.num_layers}"
+    ref, clean, faulty = (folder / f"{stem}{suffix}" for suffix in (".gguf", ".apr", "-faulty.apr"))
+    planted = folder / f"{stem}-planted.json"
     if planted.exists():
         return ref, faulty, json.loads(planted.read_text())
     for path in (ref, clean):
@@ -85,31 +80,19 @@ def make_pair(folder: Path, size: str, config: ModelConfig, vocabulary: Path | N
     return ref, faulty, expected
 
 
-def measure(command: str, ref: Path, model: Path, tokens: list[int], folder: Path) -> tuple[Measured, dict]:
-    """Runs one command as a process; its numbers and its report."""
-    words = command.split()
-    report = folder / "report.json"
+def run_once(command: str, ref: Path, model: Path, tokens: list[int], report: Path) -> tuple[dict[str, Any], dict]:
+    """Runs one command as a process: its numbers (`wall` among them) and its report."""
+    words, codes, _ = COMMANDS[command]
     ids = ",".join(map(str, tokens))
-    line = [sys.executable, "-m", "aprjax", *words, "--model", str(model), "--ref", str(ref), "--tokens", ids]
+    sides = ["--model", str(model), "--ref", str(ref), "--tokens", ids, "--json", str(report)]
     start = time.perf_counter()
-    with subprocess.Popen([*line, "--json", str(report)], stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
-    if process.returncode not in EXPECTED[words[0]]:
-        raise SystemExit(f"{' '.join(line)} exited with {process.returncode}")
-    numbers = Measured(
-        size="",
-        command=command,
-        parameters=0,
-        tokens=len(tokens),
-        seconds=seconds,
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak_bytes=usage.ru_maxrss * 1024,
-        code=process.returncode,
-        found="",
-    )
-    return numbers, json.loads(report.read_text())
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words, *sides], capture_output=True, text=True, check=False)
+    wall = time.perf_counter() - start
+    last = (done.stderr.splitlines() or [""])[-1]
+    numbers = json.loads(last) if last.startswith("{") else {"code": done.returncode}
+    if numbers["code"] not in codes:
+        raise SystemExit(f"{' '.join(words)} exited with {numbers['code']}: {(done.stdout + done.stderr)[-600:]}")
+    return {**numbers, "wall": wall}, json.loads(report.read_text())
 
 
 def where(report: dict) -> str:
@@ -121,50 +104,111 @@ def where(report: dict) -> str:
     return f"layer {first.get('layer')} {first.get('stage')}"
 
 
-def main() -> None:
-    """Prints a line for each size and command, and appends the numbers as JSON lines if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=["1.5b", "7b"])
-    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
-    parser.add_argument("--tokens", type=int, default=64, metavar="N")
-    parser.add_argument("--layers", type=int, metavar="N", help="fewer layers than the sizes have, to try it out")
-    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="a checkpoint whose vocabulary is copied")
-    parser.add_argument("--folder", type=Path, help="where the files are made; by default the system's for such")
-    parser.add_argument(
+@dataclass
+class Bench:
+    """What all runs share, and where they are written down as they are made."""
+
+    tokens: int
+    vocabulary: Path | None
+    state: Path | None
+    runs: dict[tuple[str, int, str, int], Run]
+
+    @classmethod
+    def open(cls, tokens: int, vocabulary: Path | None, state: Path | None) -> Bench:
+        """With the runs that the state holds."""
+        lines = state.read_text(encoding="utf-8").splitlines() if state is not None and state.exists() else []
+        known = [Run(**json.loads(line)) for line in lines]
+        return cls(tokens, vocabulary, state, {run.key: run for run in known})
+
+    def measure(self, folder: Path, size: str, layers: int, commands: list[str]) -> Iterator[Run]:
+        """The commands on a model of so many layers, one after the other."""
+        config = config_of(size, layers=layers)
+        for command in commands:
+            if (size, layers, command, self.tokens) not in self.runs:
+                self.keep(self._run(folder, size, config, command))
+            yield self.runs[size, layers, command, self.tokens]
+
+    def warm_up(self, folder: Path, size: str, commands: list[str]) -> None:
+        """The shallow model by every command that is still to be measured, so that all programs are compiled."""
+        depths = SHALLOW, config_of(size).num_layers
+        wanted = [c for c in commands if any((size, n, c, self.tokens) not in self.runs for n in depths)]
+        for command in wanted:
+            self._run(folder, size, config_of(size, layers=SHALLOW), command)
+
+    def keep(self, run: Run) -> None:
+        """Writes a run down."""
+        self.runs[run.key] = run
+        if self.state is not None:
+            with self.state.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(run)) + "\n")
+
+    def _run(self, folder: Path, size: str, config: ModelConfig, command: str) -> Run:
+        ref, model, expected = make_pair(folder, config, size, self.vocabulary)
+        fed = np.random.default_rng(0).integers(0, 256, self.tokens).tolist()
+        numbers, report = run_once(command, ref, model, fed, folder / "report.json")
+        found = where(report)
+        return Run(
+            size=size,
+            layers=config.num_layers,
+            command=command,
+            parameters=sum(math.prod(tensor.shape) for tensor in random_tensors(config, 0)),
+            tokens=self.tokens,
+            wall=numbers["wall"],
+            processor=numbers["processor"],
+            peak_gib=numbers["peak_gib"],
+            found=found,
+            right=found == f"layer {expected['layer']} {expected['stage']}",
+            said=report["reason"],
+        )
+
+
+def main() -> int:
+    """Measures what is asked for, and writes tables, the scaling law and a plot."""
+    options = parser(__doc__)
+    options.add_argument("--sizes", nargs="+", choices=SHAPES, default=["1.5b", "3b", "7b"])
+    options.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    options.add_argument("--tokens", type=int, default=64, metavar="N")
+    options.add_argument("--vocabulary", type=Path, metavar="FILE", help="a checkpoint whose vocabulary is copied")
+    options.add_argument("--folder", type=Path, help="where the files are made; by default the system's for such")
+    options.add_argument(
         "--keep", type=Path, metavar="DIR", help="make the files here, leave them, take those there are"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the numbers here, a line for each run")
-    options = parser.parse_args()
-    measured: list[Measured] = []
-    print("size   tokens  command                        wall s    CPU s  peak GiB   found", flush=True)
-    for size in options.sizes:
-        config = config_of(size, layers=options.layers)
-        parameters = sum(math.prod(tensor.shape) for tensor in random_tensors(config, 0))
-        tokens = np.random.default_rng(0).integers(0, 256, options.tokens).tolist()
+    options.add_argument("--state", type=Path, metavar="FILE", help="runs are written here, and not made again")
+    arguments = options.parse_args()
+    bench = Bench.open(arguments.tokens, arguments.vocabulary, arguments.state)
+    about = (
+        f"Random weights in the shapes of Qwen2.5, Q4_K and Q6_K; the model with {FAULT} at {DEPTH:.0%} of its depth; "
+        f"{arguments.tokens} tokens, {cores()} cores; programs compiled before."
+    )
+    results, runs = Results("full-size", about, arguments.out), []
+    for size in arguments.sizes:
         with contextlib.ExitStack() as stack:
-            name = options.keep
-            if name is None:
-                name = stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder, prefix="aprjax-"))
-            ref, model, expected = make_pair(Path(name), size, config, options.vocabulary)
-            for command in options.commands:
-                numbers, report = measure(command, ref, model, tokens, Path(name))
-                one = Measured(**{**asdict(numbers), "size": size, "parameters": parameters, "found": where(report)})
-                measured.append(one)
-                right = f"layer {expected['layer']} {expected['stage']}" == one.found
-                print(
-                    f"{size:6} {one.tokens:6}  {command:28} {one.seconds:8.1f} {one.cpu_seconds:8.1f} "
-                    f"{one.peak_bytes / 2**30:9.2f}   {one.found}{'' if right else f', planted: {expected}'}",
-                    flush=True,
-                )
-                if options.json is not None:
-                    with options.json.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps(asdict(one)) + "\n")
-    for command in options.commands:
-        rates = [(m.size, m.cpu_seconds / m.parameters * 1e9) for m in measured if m.command == command]
-        if len(rates) > 1:
-            said = ", ".join(f"{size} {rate:.1f}" for size, rate in rates)
-            print(f"{command}: CPU s for a billion parameters: {said}; last to first {rates[-1][1] / rates[0][1]:.2f}")
+            folder = arguments.keep
+            if folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder, prefix="aprjax-")))
+            bench.warm_up(folder, size, arguments.commands)
+            for layers in (SHALLOW, config_of(size).num_layers):
+                for run in bench.measure(folder, size, layers, arguments.commands):
+                    print(f"{run.size} {run.layers} layers, {run.command}: {run.wall:.1f} s, {run.found}", flush=True)
+                    runs.append(run)
+    full = [run for run in runs if run.layers == config_of(run.size).num_layers]
+    rows = [
+        (run.command, run.size, run.parameters / 1e9, run.wall, run.processor, run.peak_gib, run.found) for run in full
+    ]
+    columns = ("command", "size", "parameters, 10^9", "wall s", "processor s", "peak GiB", "found at")
+    results.add(Table("Full depth", columns, rows, "Peak of one process; parameters of one side."))
+    for run in full:
+        results.bar(f"{run.command} on {run.size}, peak GiB", run.peak_gib, at_most=COMMANDS[run.command][2])
+    for run in runs:
+        if not run.right:
+            results.misses.append(f"{run.command} on {run.size} of {run.layers} layers: found at {run.found}")
+    for table, misses in law_tables(runs, SHALLOW):
+        results.add(table)
+        results.misses += misses
+    if len({run.size for run in full}) > 1:
+        results.plot(drawn(full))
+    return results.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ computes *from the reference's inputs*: the local difference, free of inheritanc
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,22 +87,29 @@ class LayerPair:
 
 
 class WeightSource:
-    """Packs matrices, once for both sides where `same_bytes(name)` says that they hold the same."""
+    """Packs matrices, once for all who ask: a file's own once, and both files' once where they hold the same bytes.
+
+    What nobody holds any more is let go, so that a source adds nothing to what its callers keep.
+    """
 
     def __init__(self, same_bytes: Callable[[str], bool]) -> None:
+        """`same_bytes(name)` says whether both files hold the same bytes of a tensor."""
         self._same_bytes = same_bytes
-        self._packed: dict[str, PackedWeight] = {}
+        self._packed: dict[tuple[str, int], tuple[weakref.ref[PackedWeight], np.ndarray]] = {}
 
     def __call__(self, tensor: EncodedTensor) -> PackedWeight:
         """The matrix, laid out for computing."""
-        if not self._same_bytes(tensor.name):
-            return pack_and_release(tensor)
-        if tensor.name not in self._packed:
-            self._packed[tensor.name] = pack_and_release(tensor)
-        return self._packed[tensor.name]
+        # The bytes are kept beside the matrix: another array could otherwise come to lie at their address.
+        key = (tensor.name, 0 if self._same_bytes(tensor.name) else id(tensor.data))
+        held = self._packed.get(key)
+        packed = None if held is None else held[0]()
+        if packed is None:
+            packed = pack_and_release(tensor)
+            self._packed[key] = weakref.ref(packed), tensor.data
+        return packed
 
     def clear(self) -> None:
-        """Forgets what was packed: one layer at a time is in memory."""
+        """Forgets what was packed."""
         self._packed.clear()
 
 
