@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -23,7 +20,6 @@ from aprjax.blocks import byte_size
 from aprjax.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from aprjax.checkpoint.apr_writer import write_apr
 from aprjax.checkpoint.convert import convert
-from aprjax.checkpoint.gguf_format import GgufMetadata
 from aprjax.checkpoint.gguf_metadata import GgufRecord, RecordError
 from aprjax.checkpoint.tensor_plan import PlannedTensor
 
@@ -229,102 +225,6 @@ def test_a_folder_without_padding_tokens_is_padded_for_llama_cpp(tmp_path: Path)
     assert any("2 unused tokens" in note for note in report.notes)
 
 
-def test_an_incomplete_model_is_not_converted(tmp_path: Path) -> None:
-    tensors = tiny_tensors()
-    del tensors["model.layers.1.self_attn.v_proj.bias"]
-    source = write_tiny_gguf(tmp_path / "s.gguf", tensors)
-    for target in ("a.apr", "b.gguf", "m"):
-        with pytest.raises(CheckpointError, match=r"cannot be converted: model.layers.1.self_attn.v_proj.bias"):
-            convert(source, tmp_path / target)
-    assert os.listdir(tmp_path) == ["s.gguf"]
-
-
-def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
-    source = write_tiny_gguf(tmp_path / "s.gguf")
-    digest = sha256(source)
-    (tmp_path / "link.apr").symlink_to(source)
-    os.link(source, tmp_path / "hard.apr")
-    for target in ("s.gguf", "link.apr", "hard.apr", "../" + tmp_path.name + "/s.gguf"):
-        with pytest.raises(CheckpointError, match="the target is the source"):
-            convert(source, tmp_path / target)
-    convert(source, tmp_path / "m")
-    with pytest.raises(CheckpointError, match="the target is the source"):
-        convert(tmp_path / "m", tmp_path / "m")
-    with pytest.raises(CheckpointError, match="not an empty folder"):
-        convert(source, tmp_path / "m")
-    assert sha256(source) == digest
-
-
-def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    source = write_tiny_gguf(tmp_path / "s.gguf")
-    for target in ("absent/a.gguf", "absent/a.apr", "absent/m"):
-        with pytest.raises(CheckpointError, match="cannot be written: No such file or directory"):
-            convert(source, tmp_path / target)
-    (tmp_path / "a.gguf").mkdir()
-    with pytest.raises(CheckpointError, match="a folder stands where"):
-        convert(source, tmp_path / "a.gguf")
-    assert sorted(os.listdir(tmp_path)) == ["a.gguf", "s.gguf"]
-
-
-@pytest.mark.parametrize("target", ["out.gguf", "out.apr", "out"])
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_full_disk_or_an_interrupt_leaves_the_old_output(tmp_path: Path, target: str, failure: BaseException) -> None:
-    source = write_tiny_gguf(tmp_path / "s.gguf")
-    if target != "out":
-        (tmp_path / target).write_text("old")
-    before = sorted(os.listdir(tmp_path))
-    calls = 0
-
-    def fail_on_the_third(done: int, total: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise failure
-
-    expected = CheckpointError if isinstance(failure, OSError) else KeyboardInterrupt
-    with pytest.raises(expected):
-        convert(source, tmp_path / target, progress=fail_on_the_third)
-    assert sorted(os.listdir(tmp_path)) == before
-    if target != "out":
-        assert (tmp_path / target).read_text() == "old"
-
-
-@pytest.mark.parametrize("target", ["out.gguf", "out.apr", "out"])
-def test_progress_counts_every_byte_once(tmp_path: Path, target: str) -> None:
-    source = write_tiny_gguf(tmp_path / "s.gguf")
-    steps: list[tuple[int, int]] = []
-    report = convert(source, tmp_path / target, progress=lambda done, total: steps.append((done, total)))
-    assert steps[-1] == (report.nbytes, report.nbytes)
-    assert steps == sorted(steps)
-    assert {total for _, total in steps} == {report.nbytes}
-
-
-def test_the_report_is_json(tmp_path: Path) -> None:
-    source = write_tiny_gguf(tmp_path / "s.gguf", tiny_tensors(types={UP: "Q8_0"}))
-    content = json.loads(json.dumps(convert(source, tmp_path / "a.apr").to_json(), allow_nan=False))
-    assert content["schema"] == "aprjax.conversion/1"
-    assert (content["source_format"], content["target_format"], content["tensors"]) == ("gguf", "apr", 27)
-    assert content["decoded"] == {"F16 -> F32": 15, "Q8_0 -> F32": 1}
-
-
-@pytest.mark.thorough
-def test_memory_stays_small_beside_the_files(tmp_path: Path) -> None:
-    """A tensor many times the size of a piece is decoded piece by piece."""
-    import tracemalloc
-
-    wide = replace(TINY, num_layers=1, intermediate_size=65_536)
-    source = write_tiny_gguf(
-        tmp_path / "s.gguf", tiny_tensors(wide, types={GATE: "Q8_0", UP: "Q8_0", DOWN: "Q8_0"}), config=wide
-    )
-    tracemalloc.start()
-    convert(source, tmp_path / "a.apr")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert byte_size("F32", (65_536, 256)) == 64 << 20
-    # A piece is 4 Mi elements: as float32, its decoding's temporaries, and its bytes (16 MiB each).
-    assert peak < 200 << 20
-
-
 @settings(max_examples=100, deadline=None)
 @given(
     entries=st.lists(
@@ -436,89 +336,3 @@ def test_pieces_join_to_the_whole(rows: int, width: int, seed: int) -> None:
         assert np.array_equal(PlannedTensor("a", source, "Q8_0").data, data)
         assert np.concatenate(list(PlannedTensor("a", source, "Q8_0").chunks())).tobytes() == data.tobytes()
         assert PlannedTensor("a", source, "F32").data.tobytes() == source.decode().tobytes()
-
-
-@pytest.mark.llama_cpp
-@pytest.mark.parametrize("through", ["a.apr", "folder"])
-def test_llama_cpp_computes_the_same_from_a_tiny_converted_file(
-    llama_cpp: ModuleType, tmp_path: Path, through: str
-) -> None:
-    types = K_QUANTS if through == "a.apr" else {}
-    source = write_tiny_gguf(tmp_path / "s.gguf", tiny_tensors(types=types, tied=True))
-    convert(source, tmp_path / through)
-    if through == "folder":
-        # Without the record, metadata are made from nothing but the model.
-        (tmp_path / "m").mkdir()
-        for path in (tmp_path / through).iterdir():
-            path.rename(tmp_path / "m" / path.name)
-        strip_record(tmp_path / "m" / "model.safetensors")
-        through = "m"
-    convert(tmp_path / through, tmp_path / "back.gguf")
-    tokens = [298, 72, 101, 280, 299]
-    assert np.array_equal(logits(llama_cpp, source, tokens), logits(llama_cpp, tmp_path / "back.gguf", tokens))
-
-
-def strip_record(path: Path) -> None:
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = {"format": "pt"}
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-
-
-def logits(llama_cpp: ModuleType, path: Path, tokens: list[int]) -> np.ndarray:
-    """All logits of llama.cpp's plain build, flash attention off."""
-    model = llama_cpp.Llama(
-        str(path), n_ctx=64, n_threads=2, logits_all=True, verbose=False, flash_attn=False, use_mmap=True
-    )
-    try:
-        model.eval(tokens)
-        return np.array(model.scores[: len(tokens)], copy=True)
-    finally:
-        model.close()
-
-
-@pytest.mark.real_model
-@pytest.mark.llama_cpp
-def test_the_real_model_survives_the_way_through_apr(
-    model_path: Callable[[str], Path], llama_cpp: ModuleType, tmp_path: Path
-) -> None:
-    source = model_path("qwen2.5-coder-1.5b")
-    report = convert(source, tmp_path / "a.apr")
-    assert (report.tensors, report.copied, report.decoded) == (339, {"F32": 141, "Q4_K": 169, "Q6_K": 29}, {})
-    before, apr = open_checkpoint(source), open_checkpoint(tmp_path / "a.apr")
-    assert apr.config == before.config
-    assert apr.vocabulary == before.vocabulary
-    assert set(apr.tensors) == set(before.tensors)
-    for name, tensor in before.tensors.items():
-        assert apr.tensors[name].block_type == tensor.block_type
-        assert apr.tensors[name].shape == tensor.shape
-        assert np.array_equal(apr.tensors[name].data, tensor.data), name
-    assert [finding for finding in apr.findings if finding.severity != "info"] == []
-    convert(tmp_path / "a.apr", tmp_path / "back.gguf")
-    back = open_checkpoint(tmp_path / "back.gguf")
-    assert isinstance(back.metadata, GgufMetadata)
-    assert isinstance(before.metadata, GgufMetadata)
-    assert list(back.metadata.items()) == list(before.metadata.items())
-    assert back.metadata.types == before.metadata.types
-    for name, tensor in before.tensors.items():
-        assert np.array_equal(back.tensors[name].data, tensor.data), name
-    # Stronger than all of the above.
-    assert back.sha256() == before.sha256()
-    tokens = [3838, 374, 220, 17, 10, 17, 30]
-    assert np.array_equal(logits(llama_cpp, source, tokens), logits(llama_cpp, tmp_path / "back.gguf", tokens))
-
-
-@pytest.mark.real_model
-@pytest.mark.parametrize("keep_blocks", [False, True])
-def test_the_half_billion_model_is_widened(
-    model_path: Callable[[str], Path], tmp_path: Path, keep_blocks: bool
-) -> None:
-    source = model_path("qwen2.5-coder-0.5b")
-    report = convert(source, tmp_path / "a.apr", keep_blocks=keep_blocks)
-    assert report.copied == ({"F32": 121, "Q4_K": 12, "Q6_K": 12} if keep_blocks else {"F32": 121})
-    before, after = open_checkpoint(source), open_checkpoint(tmp_path / "a.apr")
-    for name in ("lm_head.weight", GATE, DOWN, "model.layers.23.self_attn.k_proj.bias"):
-        rows = slice(0, 500) if len(before.tensors[name].shape) > 1 else slice(None)
-        assert np.array_equal(after.tensors[name].decode()[rows], before.tensors[name].decode()[rows])
