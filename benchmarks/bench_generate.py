@@ -62,8 +62,7 @@ def main() -> int:
             answer = peer.run(prompt, arguments.tokens)
             found[PEER] = answer.tokens
             if counted:
-                engine = least[PEER]
-                engine.wall, engine.processor = map(min, (engine.wall, engine.processor), answer.decode)
+                least[PEER].seen(*answer.decode)
     engine, steps = least[PEER], arguments.tokens - 1
     rows = [
         (

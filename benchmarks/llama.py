@@ -13,41 +13,23 @@ from types import TracebackType
 
 from measured import PLAIN_LLAMA, cores
 
-# A line in, a line out: [tokens, how many to decode after them] -> [[wall, processor] of the prefill, of the decoding,
-# the tokens that were decoded]. float32 cache and no flash attention, as the preset `llama.cpp`.
-_PROGRAM = """
-import json, sys, time
-import llama_cpp, numpy as np
-path, context, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-llama = llama_cpp.Llama(
-    path, n_ctx=context, n_batch=context, n_ubatch=context, n_threads=threads, n_threads_batch=threads,
-    flash_attn=False, type_k=0, type_v=0, logits_all=sys.argv[4] == "all", verbose=False,
-)
-def now():
-    return np.array([time.perf_counter(), time.process_time()])
-for line in sys.stdin:
-    tokens, count = json.loads(line)
-    llama.reset()
-    start = now()
-    llama.eval(tokens)
-    fed = now()
-    found = []
-    while len(found) < count:
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llama.ctx, -1), (llama.n_vocab(),))
-        found.append(int(logits.argmax()))
-        if len(found) < count:
-            llama.eval(found[-1:])
-    print(json.dumps([list(fed - start), list(now() - fed), found]), flush=True)
-"""
+import aprjax
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Wall and processor seconds of feeding tokens at once, and of decoding after them; the decoded tokens."""
+    """Wall and processor seconds of feeding tokens at once, and of decoding after them; the decoded tokens.
+
+    Attributes:
+        captured: bytes of the nodes that were copied.
+    """
 
     prefill: tuple[float, float]
     decode: tuple[float, float]
     tokens: list[int]
+    captured: int
 
 
 class Llama:
@@ -55,19 +37,43 @@ class Llama:
 
     Args:
         path: the GGUF file.
-        context: the most tokens.
+        context: the most tokens; of a capture, how many are fed.
         threads: as many as there are cores by default.
         all_logits: compute every position's logits, as a forward pass here does, and not only the last one's.
+        capture: copy every node that a stage is made from, through the evaluation callback.
+        library: folder of another build, which then computes as it does by default: repacked weights and tiles.
     """
 
-    def __init__(self, path: Path, context: int, threads: int | None = None, *, all_logits: bool = True) -> None:
-        arguments = [str(path), str(context), str(threads or cores()), "all" if all_logits else "last"]
+    def __init__(
+        self,
+        path: Path,
+        context: int,
+        threads: int | None = None,
+        *,
+        all_logits: bool = True,
+        capture: bool = False,
+        library: Path | None = None,
+    ) -> None:
+        options = {
+            "path": str(path),
+            "context": context,
+            "layers": aprjax.open(path).config.num_layers,
+            "threads": threads or cores(),
+            "all_logits": all_logits,
+            "capture": capture,
+            "repack": library is not None,
+            "flash_attention": False,
+            "type_k": "f32",
+            "type_v": "f32",
+        }
+        build = PLAIN_LLAMA if library is None else {"LLAMA_CPP_LIB_PATH": str(library), "GGML_CPU_TILED_MM": "1"}
+        found = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *arguments],
+            [sys.executable, str(Path(__file__).with_name("llama_child.py")), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **PLAIN_LLAMA},
+            stderr=subprocess.PIPE,
+            env={**os.environ, **build, "PYTHONPATH": found},
             text=True,
         )
 
@@ -81,10 +87,12 @@ class Llama:
         """Feeds tokens, and decodes `count` greedily; its first is the prefill's, and is not timed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([list(tokens), count]) + "\n")
+        assert self._process.stderr is not None
+        self._process.stdin.write(json.dumps([list(map(int, tokens)), count]) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"llama.cpp exited with {self._process.wait()}")
-        prefill, decode, found = json.loads(line)
-        return Answer(tuple(prefill), tuple(decode), found)
+            said = self._process.stderr.read()[-500:]
+            raise SystemExit(f"llama.cpp exited with {self._process.wait()}: {said}")
+        prefill, decode, found, captured = json.loads(line)
+        return Answer(tuple(prefill), tuple(decode), found, captured)

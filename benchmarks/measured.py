@@ -8,11 +8,13 @@ counts, and the two sides of a ratio take turns within one run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -40,9 +42,12 @@ class Least:
         result = run()
         if "jax" in sys.modules:
             sys.modules["jax"].block_until_ready(result)
-        self.wall = min(self.wall, time.perf_counter() - wall)
-        self.processor = min(self.processor, time.process_time() - processor)
+        self.seen(time.perf_counter() - wall, time.process_time() - processor)
         return result
+
+    def seen(self, wall: float, processor: float) -> None:
+        """One more run, measured elsewhere."""
+        self.wall, self.processor = min(self.wall, wall), min(self.processor, processor)
 
 
 def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Least]:
@@ -58,7 +63,7 @@ def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, L
 
 @dataclass(frozen=True)
 class Process:
-    """A process and its children, measured from outside."""
+    """A process and its children, measured from outside; the peak is its own, without the children's."""
 
     wall: float
     processor: float
@@ -75,14 +80,27 @@ def measure(
         command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None
+        ended, peaks = threading.Event(), [0.0]
+        watcher = threading.Thread(target=_watch, args=(process.pid, peaks, ended))
+        watcher.start()
         said = process.stdout.read().decode(errors="replace")
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+        ended.set()
+        watcher.join()
     if process.returncode not in codes:
         raise SystemExit(f"{' '.join(command)[:200]} exited with {process.returncode}: {said[-500:]}")
-    # Linux counts kilobytes.
-    peak = usage.ru_maxrss / 1e6
+    # In KiB, which Linux calls kB. Without its /proc what is left is a count that begins with this process's own size.
+    peak = peaks[0] or usage.ru_maxrss * 1.024e-6
     return Process(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak, said)
+
+
+def _watch(pid: int, peaks: list[float], ended: threading.Event) -> None:
+    """Keeps `peaks[0]`, in GB, at a process's largest resident size; the last look is up to 20 ms before its end."""
+    while not ended.wait(0.02):
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+            peaks[0] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1.024e-6
 
 
 def least_of(measured: Sequence[Process]) -> Process:
