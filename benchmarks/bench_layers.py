@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from llama import Llama
-from measured import Results, Table, cores, measure, parser
+from measured import Results, Table, cores, measure, parser, shown
 
 from aprjax.checkpoint.fetch import model_location
 from aprjax.text.probes import PROBES
@@ -58,7 +58,11 @@ def main() -> int:
     about = f"{arguments.model}, {cores()} cores; both files {both:.2f} GB; `convert` {converting.wall:.1f} s."
     results = Results("layers", about, arguments.out)
     columns = ("prompt", "tokens", "cold s", "warm s", "warm processor s", "peak GB", "beyond the files GB")
-    results.add(Table("`layers` on a file and its conversion", (*columns, "llama.cpp prefill s"), rows))
+    note = (
+        f"The bars are the ChatML prompt's: cold at most {shown(MOST_COLD)} s, warm at most {shown(MOST_WARM)} s, and "
+        f"{shown(MOST_BEYOND_FILES)} GB (1.5 GiB) beyond both files. Below zero the peak is less than the files' size."
+    )
+    results.add(Table("`layers` on a file and its conversion", (*columns, "llama.cpp prefill s"), rows, note))
     if chatml is not None:
         for what, value, bar in zip(
             ("warm, wall s", "cold, wall s", "peak beyond both files, GB"),

@@ -45,7 +45,7 @@ COMMANDS = {
     "layers": (["layers"], (1,), 12.0),
     "layers in float32": (["layers", "--arithmetic", "float32"], (1,), 8.0),
     "locate": (["locate"], (1,), 24.0),
-    "attribute": (["attribute", "--steps", "4", "--verify", "1"], (0,), 24.0),
+    "attribute": (["attribute", "--steps", "2", "--verify", "1"], (0,), 24.0),
 }
 # Runs a command as `python -m aprjax` does, and says what only the process itself knows exactly: its largest resident
 # size. `ru_maxrss`, seen from outside, begins with the size of the process that started it.
