@@ -96,6 +96,15 @@ def test_it_says_and_doubts_what_is_recorded() -> None:
             assert float(best[1] - best[0]) == pytest.approx(RESULTS["margins"][name]["all"][index], abs=1e-3)
 
 
+def test_the_record_of_two_whole_runs_is_of_this_file() -> None:
+    whole = json.loads((RECORDED / "rerun-whole.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(embedded_model().read_bytes()).hexdigest()
+    assert whole["file_sha256"] == [digest, RESULTS["model"]["sha256"]]
+    second = {str(point["step"]): point["held_out_loss"] for point in RESULTS["curve"]}
+    assert {step: losses[1] for step, losses in whole["held_out_loss"].items()} == second
+    assert all(first == again for first, again in whole["held_out_loss"].values())
+
+
 @pytest.mark.thorough
 @pytest.mark.llama_cpp
 def test_llama_cpp_computes_the_same_logits_to_the_bit(llama_cpp: ModuleType) -> None:
