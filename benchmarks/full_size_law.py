@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from measured import Table, shown
+from measured import Table
 
 # Issue "Fast, and at full size", acceptance 5.
 LINEAR_WITHIN = 0.2
+# Other work on a machine makes wall seconds longer, and processor seconds hardly: these are held to the law.
+CLOCKS, JUDGED = ("wall", "processor"), "processor"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def line(parameters: Sequence[float], seconds: Sequence[float]) -> tuple[float, 
 
 def law_tables(runs: Sequence[Run], shallow: int) -> list[tuple[Table, list[str]]]:
     """The tables, each with the bars that it misses; none of fewer than two sizes."""
-    deep = [run for run in runs if run.layers > shallow]
+    deep = sorted((run for run in runs if run.layers > shallow), key=lambda run: run.parameters)
     commands = list(dict.fromkeys(run.command for run in deep))
     if len({run.size for run in deep}) < 2:
         return []
@@ -79,18 +81,22 @@ def law_tables(runs: Sequence[Run], shallow: int) -> list[tuple[Table, list[str]
 def _whole(deep: Sequence[Run], commands: Sequence[str]) -> tuple[Table, list[str]]:
     rows, misses = [], []
     for command in commands:
-        here = sorted((run for run in deep if run.command == command), key=lambda run: run.parameters)
+        here = [run for run in deep if run.command == command]
         if len(here) < 2:
             continue
-        x, y = [run.parameters / 1e9 for run in here], [run.wall for run in here]
-        slope = float(np.log(y[-1] / y[0]) / np.log(x[-1] / x[0]))
-        a, b = line(x, y) if len(here) > 2 else (None, None)
-        far = None if a is None or b is None else [t / (a + b * p) - 1 for p, t in zip(x, y, strict=True)]
-        said = None if far is None else ", ".join(f"{r.size} {one:+.1%}" for r, one in zip(here, far, strict=True))
-        rows.append((command, y[-1] / y[0], x[-1] / x[0], slope, a, b, said))
-        if far is not None and max(map(abs, far)) > LINEAR_WITHIN:
-            misses.append(f"{command}: {said} from the line, expected at most {LINEAR_WITHIN:.0%}")
-    columns = ("command", "times", "parameters", "exponent", "start-up a, s", "b, s for 10^9", "residuals")
+        for clock in CLOCKS:
+            x, y = [run.parameters / 1e9 for run in here], [getattr(run, clock) for run in here]
+            slope = float(np.log(y[-1] / y[0]) / np.log(x[-1] / x[0]))
+            if len(here) < 3:
+                rows.append((command, clock, y[-1] / y[0], x[-1] / x[0], slope, None, None, None))
+                continue
+            a, b = line(x, y)
+            far = [t / (a + b * p) - 1 for p, t in zip(x, y, strict=True)]
+            said = ", ".join(f"{run.size} {one:+.1%}" for run, one in zip(here, far, strict=True))
+            rows.append((command, clock, y[-1] / y[0], x[-1] / x[0], slope, a, b, said))
+            if clock == JUDGED and max(map(abs, far)) > LINEAR_WITHIN:
+                misses.append(f"{command}: {said} from the line, expected at most {LINEAR_WITHIN:.0%}")
+    columns = ("command", "clock", "times", "parameters", "exponent", "start-up a, s", "b, s for 10^9", "residuals")
     note = (
         "Times and parameters of the largest size over those of the smallest, and the exponent of the power law that "
         "joins them. The line a + b * parameters has the least squares of relative residuals; with three sizes it has "
@@ -103,30 +109,30 @@ def _beyond(runs: Sequence[Run], deep: Sequence[Run], commands: Sequence[str], s
     few = {(run.size, run.command): run for run in runs if run.layers == shallow}
     rows, misses = [], []
     for command in commands:
-        rates = {}
-        for run in sorted((run for run in deep if run.command == command), key=lambda run: run.parameters):
+        rates: dict[str, float] = {}
+        for run in (run for run in deep if run.command == command):
             base = few.get((run.size, command))
-            if base is not None:
-                added = (run.parameters - base.parameters) / 1e9
-                rates[run.size] = (run.wall - base.wall) / added
-                rows.append((command, run.size, base.wall, run.wall - base.wall, added, rates[run.size]))
-        if len(rates) > 1:
-            middle = float(np.sqrt(min(rates.values()) * max(rates.values()))) if min(rates.values()) > 0 else 0.0
-            if not middle or max(rates.values()) / middle - 1 > LINEAR_WITHIN:
-                said = ", ".join(f"{size} {shown(rate)}" for size, rate in rates.items())
+            if base is None:
+                continue
+            parameters = (run.parameters - base.parameters) / 1e9
+            wall, processor = run.wall - base.wall, run.processor - base.processor
+            rates[run.size] = (processor if JUDGED == "processor" else wall) / parameters
+            rows.append((command, run.size, base.processor, wall, processor, parameters, rates[run.size]))
+        for size, rate in list(rates.items())[1:]:
+            first = next(iter(rates))
+            far = rate / rates[first] - 1 if rates[first] > 0 else float("inf")
+            if abs(far) > LINEAR_WITHIN:
                 misses.append(
-                    f"{command}: seconds for 10^9 parameters of the layers: {said}; expected within "
-                    f"{LINEAR_WITHIN:.0%} of their middle"
+                    f"{command}: a layer's parameter takes {far:+.1%} {JUDGED} time on {size} against {first}"
                 )
-    columns = ("command", "size", f"{shallow} layers, s", "the others, s", "their parameters, 10^9", "s for 10^9")
-    note = (
-        f"What the full depth takes beyond {shallow} layers of the same widths: nothing of it is start-up, or the head."
-    )
+    columns = ("command", "size", f"{shallow} layers, processor s", "the others, wall s", "the others, processor s")
+    columns = (*columns, "their parameters, 10^9", f"{JUDGED} s for 10^9")
+    note = f"What the full depth takes beyond {shallow} layers of the same widths: neither start-up nor head is in it."
     return Table("Without the start-up", columns, rows, note), misses
 
 
 def drawn(deep: Sequence[Run]) -> Any:
-    """Wall seconds against parameters with each command's line, and peak memory."""
+    """Processor seconds against parameters with each command's line, and peak memory."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -136,13 +142,13 @@ def drawn(deep: Sequence[Run]) -> Any:
     largest = max(run.parameters for run in deep) / 1e9
     for index, command in enumerate(dict.fromkeys(run.command for run in deep)):
         here = sorted((run for run in deep if run.command == command), key=lambda run: run.parameters)
-        x, y = [run.parameters / 1e9 for run in here], [run.wall for run in here]
+        x, y = [run.parameters / 1e9 for run in here], [getattr(run, JUDGED) for run in here]
         times.plot(x, y, "o", color=f"C{index}", label=command)
         if len(here) > 2:
             a, b = line(x, y)
             times.plot([0, largest], [a, a + b * largest], "-", color=f"C{index}", linewidth=0.8)
         peaks.plot(x, [run.peak_gib for run in here], "o-", color=f"C{index}", label=command)
-    times.set_ylabel("wall seconds (lines: a + b * parameters)")
+    times.set_ylabel(f"{JUDGED} seconds (lines: a + b * parameters)")
     peaks.set_ylabel("peak memory, GiB")
     for axes in (times, peaks):
         axes.set_xlim(left=0)
