@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,14 +15,28 @@ import numpy as np
 from aprjax.checkpoint.types import Checkpoint
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.loading import head_tensor, load_layer, load_norm, require_runnable
-from aprjax.qwen2.model import causal_context, embed_padded, precision_scope, run_head, run_layer, run_norm, trim
+from aprjax.qwen2.model import (
+    bucket,
+    causal_context,
+    embed_padded,
+    precision_scope,
+    run_head,
+    run_layer,
+    run_norm,
+    trim,
+)
 from aprjax.qwen2.modules import DecoderLayer
 from aprjax.qwen2.stages import LAYER_STAGES, OUTSIDE, Stage
 from aprjax.qwen2.streaming import head_batches, pack_and_release
+from aprjax.trace.behind import Behind
 from aprjax.trace.capture import EVERYTHING, HEAD_STAGES, Capture, chosen_positions
 from aprjax.trace.engine import check_tokens
 from aprjax.trace.memory import MemoryTrace
 from aprjax.trace.trace import Trace, TraceInfo, TraceWriter, this_platform
+
+# Of values that wait to be written while the next layer runs: about a layer's of 256 tokens of the 7B. Where a layer's
+# are more than this, the run waits for the disk, and no more than this is held beside a layer.
+_WRITTEN_BEHIND = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,8 @@ class StreamedRun:
 
         def piece(layer: int, stage: Stage, values: object) -> Iterator[Piece]:
             if self.capture.wants(layer, stage):
-                kept = np.asarray(trim(stage, values, count), np.float32)
+                # On a CPU this is a view, which is cut without copying.
+                kept = trim(stage, np.asarray(values), count).astype(np.float32, copy=False)
                 yield Piece(layer, stage, kept if len(rows) == count else kept[rows], len(rows))
 
         with precision_scope(arithmetic):
@@ -142,15 +159,31 @@ class StreamedRun:
 
     def save(self, target: Path) -> Trace:
         """Runs into a file, which appears when it is complete."""
-        with TraceWriter(target, self.info(), layers=self.checkpoint.config.num_layers) as writer:
+        layers = self.checkpoint.config.num_layers
+        with ExitStack() as stack, Behind(_WRITTEN_BEHIND) as behind:
+            opened: list[TraceWriter] = []
+
+            def begin() -> None:
+                # The file's digest is made while the first layer is read and compiled.
+                opened.append(stack.enter_context(TraceWriter(target, self.info(), layers=layers)))
+
+            def write(piece: Piece) -> None:
+                opened[0].write(piece.layer, piece.stage, piece.values, total_rows=piece.total_rows)
+
+            behind(begin)
             for piece in self.pieces():
-                writer.write(piece.layer, piece.stage, piece.values, total_rows=piece.total_rows)
+                behind(partial(write, piece), piece.values.nbytes)
         return Trace.load(target)
 
     def collect(self) -> MemoryTrace:
         """Runs, and holds what is kept in memory."""
         parts: dict[tuple[int, Stage], list[np.ndarray]] = {}
-        for piece in self.pieces():
-            parts.setdefault((piece.layer, piece.stage), []).append(piece.values)
+        # A view of padded values would keep the padding, too.
+        padded = bucket(len(self.tokens), self.arithmetic) != len(self.tokens)
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            info = beside.submit(self.info)
+            for piece in self.pieces():
+                values = piece.values.copy() if padded else piece.values
+                parts.setdefault((piece.layer, piece.stage), []).append(values)
         values = {key: found[0] if len(found) == 1 else np.concatenate(found) for key, found in parts.items()}
-        return MemoryTrace(self.info(), values)
+        return MemoryTrace(info.result(), values)
