@@ -7,7 +7,7 @@ that massive positions do not drown the others; derivatives are jax's forward mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ from jaxtyping import Float
 from aprjax.bisect.cause import MATMUL_STAGES
 from aprjax.bisect.explain.evaluation import Applied, Evaluation
 from aprjax.bisect.explain.hypothesis import Node
+from aprjax.bisect.explain.unseen import UNIT, of_a_factor, pushed, shared_roundings
 from aprjax.bisect.replay.layers import visible_part
+from aprjax.checkpoint.types import ModelConfig
 from aprjax.qwen2.stages import Stage
 
 if TYPE_CHECKING:
@@ -44,12 +46,15 @@ class FitSpec:
         stages: whose computation it changes.
         scope: the nodes; None: all of these stages.
         logarithmic: fitted in its logarithm: it is positive, and unknown by orders of magnitude.
+        unseen: from a config and a value, by how many roundings (`unseen.UNIT`), relative to it, float32 may have
+            changed the number once for all.
     """
 
     shift: Shift
     stages: frozenset[Stage]
     scope: frozenset[Node] | None = None
     logarithmic: bool = False
+    unseen: Callable[[ModelConfig, float], float] = of_a_factor
 
     def applied(self, value: float) -> Applied:
         """The change with a value of the parameter."""
@@ -63,9 +68,9 @@ class Fit:
 
     Attributes:
         values: of the parameters.
-        errors: how far off they may be: as far as what is left could push them if all of it pointed their way.
-            What is left is an engine's rounding, which is systematic: a standard error of white noise would be too
-            small by the root of the number of values.
+        errors: how far off they may be: as far as what is left could push them if all of it pointed their way
+            (an engine's rounding is systematic: a standard error of white noise would be too small by the root of the
+            number of values), and as far as float32 may push them without leaving anything (`unseen`).
         squares: the sum of squared residuals, as before and after.
         steps: how many were taken.
     """
@@ -105,9 +110,10 @@ def fit(
         return None
     damping, taken, gained = 1e-3, 0, 0.0
     step = np.zeros(len(specs))
+    slopes, sloped_at = np.zeros((residuals.size, len(specs))), at
     curvature = np.zeros((len(specs), len(specs)))
     for taken in range(1, steps + 1):
-        slopes = problem.slopes(at)
+        slopes, sloped_at = problem.slopes(at), at
         curvature = slopes.T @ slopes
         if not np.isfinite(curvature).all() or not np.diag(curvature).all():
             return None
@@ -129,8 +135,11 @@ def fit(
             break
     if len(specs) == 1 and problem.quantized and (settle or squares < _NEAR * first):
         at, squares = _settled(problem, at, squares, curvature)
-    errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(curvature)) * squares, 0.0))
-    return Fit(*problem.from_free(at, errors), (first, squares), taken)
+    errors = problem.errors(sloped_at, slopes, squares)
+    # So flat that no error can be told: the number makes no difference.
+    if not np.isfinite(errors).all():
+        return None
+    return Fit(tuple(map(float, problem.values(at))), tuple(map(float, errors)), (first, squares), taken)
 
 
 def _settled(problem: _Problem, at: np.ndarray, least: float, curvature: np.ndarray) -> tuple[np.ndarray, float]:
@@ -173,6 +182,7 @@ class _Problem:
         self.evidence, self.specs, self.rows = evidence, specs, rows
         self.nodes = nodes
         self._last: tuple[tuple[float, ...], Evaluation] | None = None
+        self._shapes: dict[Node, tuple[int, ...]] = {}
         self.norms = {node: self._row_norms(node) for node in nodes}
 
     @property
@@ -191,11 +201,48 @@ class _Problem:
         with np.errstate(over="ignore"):
             return np.array([np.exp(x) if spec.logarithmic else x for x, spec in zip(at, self.specs, strict=True)])
 
-    def from_free(self, at: np.ndarray, errors: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The parameters and their errors."""
-        values = self.values(at)
-        factors = [value if spec.logarithmic else 1.0 for value, spec in zip(values, self.specs, strict=True)]
-        return tuple(map(float, values)), tuple(float(e * f) for e, f in zip(errors, factors, strict=True))
+    def errors(self, at: np.ndarray, slopes: np.ndarray, squares: float) -> Float[np.ndarray, " parameter"]:
+        """How far off the parameters may be; infinite where the slopes tell nothing of them.
+
+        Args:
+            at: where the slopes were taken.
+            slopes: by the coordinates.
+            squares: what is left.
+        """
+        scale = np.linalg.norm(slopes, axis=0)
+        if not scale.all():
+            return np.full(len(scale), np.inf)
+        slopes = slopes / scale
+        inverse = np.linalg.pinv(slopes.T @ slopes)
+        left = np.sqrt(np.maximum(np.diag(inverse) * squares, 0.0))
+        unseen = pushed(slopes, inverse, self._found(), *self._rows())
+        values, config = self.values(at), self.evidence.config
+        own = [spec.unseen(config, float(value)) * UNIT for spec, value in zip(self.specs, values, strict=True)]
+        # Of a logarithm, in the number's own units: a number that rounding hides altogether may be zero.
+        units = [value if spec.logarithmic else 1.0 for spec, value in zip(self.specs, values, strict=True)]
+        return (left + unseen) / scale * units + np.multiply(own, np.abs(values))
+
+    def _found(self) -> Float[np.ndarray, " value"]:
+        """The trace's values, in units of each position's norm."""
+        return np.concatenate([self._scaled(node, self._value(node)) for node in self.nodes])
+
+    def _value(self, node: Node) -> np.ndarray:
+        value = self.evidence.value(node)
+        assert value is not None
+        return value.astype(np.float64)
+
+    def _rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each position's residuals begin, and how many roundings its values may share."""
+        begins, shared, begin = [], [], 0
+        config, positions = self.evidence.config, len(self.evidence.positions)
+        for node in self.nodes:
+            count, width = self._shapes[node]
+            count = count if self.rows is None else min(count, self.rows)
+            begins.extend(begin + width * np.arange(count))
+            begin += count * width
+            stages = [stage for _, stage in self.evidence.chain(node)]
+            shared.extend([shared_roundings(stages, config, positions)] * count)
+        return np.array(begins), np.array(shared)
 
     def evaluation(self, at: np.ndarray) -> Evaluation:
         """The nodes at some coordinates; the last is kept, since slopes are taken where residuals were."""
@@ -212,10 +259,8 @@ class _Problem:
         evaluation = self.evaluation(at)
         parts = []
         for node in self.nodes:
-            value = self.evidence.value(node)
-            assert value is not None
             with np.errstate(all="ignore"):
-                parts.append(self._scaled(node, value.astype(np.float64) - evaluation.value(node)))
+                parts.append(self._scaled(node, self._value(node) - evaluation.value(node)))
         return np.concatenate(parts)
 
     def slopes(self, at: np.ndarray) -> Float[np.ndarray, "value parameter"]:
@@ -237,7 +282,7 @@ class _Problem:
         return (delta / self.norms[node])[: self.rows].ravel()
 
     def _row_norms(self, node: Node) -> np.ndarray:
-        value = self.evidence.value(node)
-        assert value is not None
-        norms = np.linalg.norm(visible_part(node[1], value).astype(np.float64), axis=1, keepdims=True)
+        seen = visible_part(node[1], self._value(node))
+        self._shapes[node] = seen.shape
+        norms = np.linalg.norm(seen, axis=1, keepdims=True)
         return np.where(norms > 0, norms, 1.0)

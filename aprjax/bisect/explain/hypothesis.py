@@ -26,7 +26,8 @@ class Parameter:
 
     Attributes:
         value: what was found.
-        error: its standard error, from the fit; None where it was not fitted.
+        error: how far off it may be: as far as what the fit leaves, and float32, could push it (`fit.Fit`, `unseen`);
+            None where it was not fitted.
         file: what the file has in its place; None where it has no such thing.
     """
 
@@ -51,7 +52,7 @@ class Candidate:
         next_step: what to do about it; empty: the hypothesis's.
         spec: the fitted parameter, if there is one, so that it can be fitted again on all nodes it explains.
         value: its value.
-        rebuild: the proposal with another value and its standard error.
+        rebuild: the proposal with another value and its error.
         idle: the value is the right one, as far as the fit can tell: no fault, whatever it leaves.
     """
 

@@ -11,10 +11,8 @@ import numpy as np
 from aprjax.bisect.explain.evidence import Evidence
 from aprjax.bisect.explain.hypothesis import Hypothesis, Node
 from aprjax.bisect.explain.proposals import Number, choice, fitted, shown, with_error
+from aprjax.bisect.explain.unseen import NORMS
 from aprjax.bisect.explain.variant import Variant
-from aprjax.qwen2.stages import Stage
-
-NORMS = (Stage.ATTN_NORM, Stage.FFN_NORM, Stage.FINAL_NORM)
 
 
 def _with_eps(variant: Variant, value: Any) -> Variant:

@@ -10,6 +10,7 @@ from aprjax.bisect.explain.evidence import Evidence
 from aprjax.bisect.explain.fit import FitSpec, fit
 from aprjax.bisect.explain.hypothesis import Candidate, Hypothesis, Kind, Node, Parameter
 from aprjax.bisect.explain.programs import Shift
+from aprjax.bisect.explain.unseen import of_a_factor
 from aprjax.checkpoint.types import ModelConfig
 from aprjax.qwen2.stages import Stage
 
@@ -57,6 +58,7 @@ class Number:
         starts: where the search begins, the likeliest last resort last.
         logarithmic: fitted in its logarithm.
         rows: positions that count while the right basin is looked for; None: all.
+        unseen: of its `FitSpec`.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Number:
     starts: Callable[[Evidence, Node], Iterable[float]] | None = None
     logarithmic: bool = False
     rows: int | None = None
+    unseen: Callable[[ModelConfig, float], float] = of_a_factor
 
     def of_file(self, config: ModelConfig) -> float:
         """The value that changes nothing."""
@@ -83,8 +86,8 @@ def fitted(
     generalises: tuple[str, ...] = (),
     applies: Callable[[Evidence, Node], bool] = lambda evidence, node: True,
 ) -> Hypothesis:
-    """A hypothesis with one fitted number; `words` makes its sentence of the value and its standard error."""
-    spec = FitSpec(number.shift, frozenset(stages), logarithmic=number.logarithmic)
+    """A hypothesis with one fitted number; `words` makes its sentence of the value and its error."""
+    spec = FitSpec(number.shift, frozenset(stages), logarithmic=number.logarithmic, unseen=number.unseen)
 
     def candidate(evidence: Evidence, value: float, error: float | None) -> Candidate:
         shift = number.shift

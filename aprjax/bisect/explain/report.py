@@ -46,7 +46,7 @@ class Explanation:
         kind: what is wrong: a config key, the computation, or the weights.
         sentence: in words, without a full stop.
         next_step: what to do about it.
-        parameters: its numbers: fitted ones with their standard error.
+        parameters: its numbers: fitted ones with how far off they may be.
         nodes: the nodes that it explains, in execution order.
         everywhere: whether it holds at all nodes where it could show.
         before: largest relative L2 of any position of these nodes, without it.

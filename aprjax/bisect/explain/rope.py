@@ -12,6 +12,7 @@ from aprjax.bisect.explain.evidence import Evidence
 from aprjax.bisect.explain.fit import FitSpec
 from aprjax.bisect.explain.hypothesis import Candidate, Hypothesis, Node, Parameter
 from aprjax.bisect.explain.proposals import Number, choice, fitted, kernel_step, misfit, shown, with_error
+from aprjax.bisect.explain.unseen import of_stretch, of_theta
 from aprjax.bisect.explain.variant import Variant
 from aprjax.qwen2.stages import Stage
 
@@ -94,6 +95,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             starts=_theta_starts,
             logarithmic=True,
             rows=_SCAN_ROWS,
+            unseen=of_theta,
         ),
         lambda value, error, evidence: (
             f"rope_theta = {with_error(value, error)} instead of {shown(evidence.config.rope_theta)}"
@@ -113,7 +115,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     fitted(
         "rope-scaling",
         ROTATIONS,
-        Number("position_factor", _with_stretch, starts=_stretch_starts, rows=_SCAN_ROWS),
+        Number("position_factor", _with_stretch, starts=_stretch_starts, rows=_SCAN_ROWS, unseen=of_stretch),
         lambda value, error, evidence: f"positions are multiplied by {with_error(value, error)} before the rotation",
         kind="config",
         next_step="turn off linear rope scaling: positions were multiplied by {value}",

@@ -11,6 +11,7 @@ from aprjax.bisect.explain.evidence import Evidence
 from aprjax.bisect.explain.hypothesis import Candidate, Node, Parameter
 from aprjax.bisect.explain.identity_tokens import recover_tokens
 from aprjax.bisect.explain.proposals import with_error
+from aprjax.bisect.explain.unseen import FACTOR_ERROR
 from aprjax.bisect.explain.weights_look import with_rows, with_weights
 from aprjax.bisect.explanations.block_fields import CHANGES
 from aprjax.bisect.replay.judge import row_distances
@@ -69,7 +70,7 @@ def scaled(evidence: Evidence, node: Node) -> Iterator[Candidate]:
     size = float(np.square(expected).sum())
     factor = float((found * expected).sum() / size) if size else 0.0
     if factor and _met(found, factor * expected):
-        error = float(np.linalg.norm(found - factor * expected) / np.sqrt(size * found.size))
+        error = float(np.linalg.norm(found - factor * expected) / np.sqrt(size)) + FACTOR_ERROR * abs(factor)
         values = tensor.decode() * np.float32(factor)
         words = f"the embedding is multiplied by {with_error(factor, error)}"
         yield _candidate(words, values, factor=Parameter(factor, error, 1.0))

@@ -15,6 +15,7 @@ import numpy as np
 from aprjax.bisect.explain.evidence import Evidence
 from aprjax.bisect.explain.hypothesis import Candidate, Node, Parameter
 from aprjax.bisect.explain.proposals import with_error
+from aprjax.bisect.explain.unseen import FACTOR_ERROR
 from aprjax.bisect.explain.weights_look import WORTH, Look, looks, with_rows
 from aprjax.bisect.explanations.block_fields import LAYOUTS
 from aprjax.bisect.explanations.permutations import rope_sources
@@ -99,7 +100,8 @@ def scaled(look: Look) -> Iterator[Candidate]:
     factor = float((ours * theirs).sum()) / size
     left = float(np.sqrt(np.square(ours - factor * theirs).sum() / size))
     if left <= WORTH and factor and abs(factor - 1) > left:
-        error = left / np.sqrt(max(ours.size - 1, 1))
+        # Encoding again errs alike wherever a row is read: a standard error of white noise would be too small.
+        error = left + FACTOR_ERROR * abs(factor)
         where = in_words(look, rows)
         verb = "are" if 1 < rows.size < look.tensor.shape[0] else "is"
         for value in near_values(factor):

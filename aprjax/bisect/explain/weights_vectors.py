@@ -13,6 +13,7 @@ from aprjax.bisect.cause import tensors_of
 from aprjax.bisect.explain.evidence import Evidence
 from aprjax.bisect.explain.hypothesis import Candidate, Node, Parameter
 from aprjax.bisect.explain.proposals import with_error
+from aprjax.bisect.explain.unseen import FACTOR_ERROR
 from aprjax.bisect.explain.weights_look import with_weights
 from aprjax.bisect.explanations.permutations import rope_sources
 from aprjax.checkpoint.types import EncodedTensor
@@ -140,7 +141,8 @@ def vector_scaled(look: VectorLook) -> Iterator[Candidate]:
     if not size or look.wrong.size < 2:
         return
     factor = float(own @ ran) / size
-    error = float(np.linalg.norm(ran - factor * own) / np.sqrt(size * look.wrong.size))
+    # As far as what is left could push it, like every fitted number's.
+    error = float(np.linalg.norm(ran - factor * own) / np.sqrt(size)) + FACTOR_ERROR * abs(factor)
     values = look.own.copy()
     values[look.wrong] *= factor
     words = f"{_elements(look)} multiplied by {with_error(factor, error)}"
@@ -153,7 +155,8 @@ def vector_added(look: VectorLook) -> Iterator[Candidate]:
     if look.wrong.size < 2:
         return
     delta = look.ran[look.wrong] - look.own[look.wrong]
-    constant, error = float(np.median(delta)), float(delta.std() / np.sqrt(delta.size))
+    constant = float(np.median(delta))
+    error = float(np.sqrt(np.square(delta - constant).mean())) + FACTOR_ERROR * abs(constant)
     values = look.own.copy()
     values[look.wrong] += constant
     words = f"to {_elements(look, verb=False)} {with_error(constant, error)} is added"
