@@ -13,6 +13,7 @@ runs that are written there are not made again. Exits with 1 above the project's
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
@@ -162,6 +163,21 @@ class Bench:
         )
 
 
+def measured(bench: Bench, arguments: argparse.Namespace) -> Iterator[Run]:
+    """All sizes, commands and depths that are asked for, said as they come."""
+    for size in arguments.sizes:
+        with contextlib.ExitStack() as stack:
+            folder = arguments.keep
+            if folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder, prefix="aprjax-")))
+            if not arguments.deep_only:
+                bench.warm_up(folder, size, arguments.commands)
+            for layers in (SHALLOW, config_of(size).num_layers)[arguments.deep_only :]:
+                for run in bench.measure(folder, size, layers, arguments.commands):
+                    print(f"{run.size} {run.layers} layers, {run.command}: {run.wall:.1f} s, {run.found}", flush=True)
+                    yield run
+
+
 def main() -> int:
     """Measures what is asked for, and writes tables, the scaling law and a plot."""
     options = parser(__doc__)
@@ -173,24 +189,21 @@ def main() -> int:
     options.add_argument(
         "--keep", type=Path, metavar="DIR", help="make the files here, leave them, take those there are"
     )
+    options.add_argument("--deep-only", action="store_true", help="no shallow models: compiled programs may be lacking")
     options.add_argument("--state", type=Path, metavar="FILE", help="runs are written here, and not made again")
+    options.add_argument("--report", action="store_true", help="run nothing: tables of all that the state holds")
     arguments = options.parse_args()
     bench = Bench.open(arguments.tokens, arguments.vocabulary, arguments.state)
     about = (
         f"Random weights in the shapes of Qwen2.5, Q4_K and Q6_K; the model with {FAULT} at {DEPTH:.0%} of its depth; "
         f"{arguments.tokens} tokens, {cores()} cores; programs compiled before."
     )
-    results, runs = Results("full-size", about, arguments.out), []
-    for size in arguments.sizes:
-        with contextlib.ExitStack() as stack:
-            folder = arguments.keep
-            if folder is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder, prefix="aprjax-")))
-            bench.warm_up(folder, size, arguments.commands)
-            for layers in (SHALLOW, config_of(size).num_layers):
-                for run in bench.measure(folder, size, layers, arguments.commands):
-                    print(f"{run.size} {run.layers} layers, {run.command}: {run.wall:.1f} s, {run.found}", flush=True)
-                    runs.append(run)
+    results = Results("full-size", about, arguments.out)
+    if arguments.report:
+        runs = [run for run in bench.runs.values() if run.tokens == arguments.tokens]
+        runs.sort(key=lambda run: (list(COMMANDS).index(run.command), run.parameters))
+    else:
+        runs = list(measured(bench, arguments))
     full = [run for run in runs if run.layers == config_of(run.size).num_layers]
     rows = [
         (run.command, run.size, run.parameters / 1e9, run.wall, run.processor, run.peak_gib, run.found) for run in full
