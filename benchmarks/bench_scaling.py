@@ -128,6 +128,8 @@ def drawn(curves: dict[str, list[tuple[int, Least]]]) -> Any:
         # More threads should take less time; everything else takes more.
         law = [last * (x[-1] / count if name == "threads" else count / x[-1]) for count in x]
         axes.loglog(x, law, ":", color="grey", label="inverse" if name == "threads" else "proportional")
+        # The line of proportion ends far below what was measured, where nothing is to be read.
+        axes.set_ylim(bottom=min(min(least.wall, least.processor) for _, least in points) * 1e3 / 1.5)
         axes.set_xticks(x, [str(count) for count in x])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

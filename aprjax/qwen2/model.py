@@ -230,6 +230,8 @@ class Qwen2:
 
 def trim(stage: Stage, value: Any, count: int) -> Any:
     """A stage's rows of the real tokens; of scores and probabilities also the real keys."""
+    if value.shape[0] == count:
+        return value  # for scores the reshapes below would copy
     if stage not in (Stage.ATTN_SCORES, Stage.ATTN_SOFTMAX):
         return value[:count]
     padded = value.shape[0]
