@@ -102,6 +102,8 @@ def test_two_faults_are_found_in_order(base: Checkpoint) -> None:
     assert places == [(0, Stage.FFN_OUT), (2, Stage.QKV_MATMUL)]
 
 
+# Compiles every program for float64, too.
+@pytest.mark.thorough
 def test_a_fault_below_the_noise_is_named_as_not_located(base: Checkpoint) -> None:
     strong, weak = "model.layers.2.mlp.up_proj.weight", "model.layers.1.mlp.gate_proj.weight"
     model = scaled(base, strong, 1.05)

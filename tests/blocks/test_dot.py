@@ -17,6 +17,10 @@ from aprjax.blocks.relay import CODE_WIDTHS, chunk_layout, relay
 from .support import QUANTIZED, SCALE_BYTES, bits, ggml_matmul, random_blocks, relative_rms
 
 RNG = np.random.default_rng
+# Another block type of a kernel that a quick test covers: seconds of compiling each.
+SLOW = pytest.mark.thorough
+# Those that the published Q4_K_M files hold.
+PUBLISHED = ("Q4_K", "Q6_K", "Q5_0", "Q8_0")
 integer = jax.jit(integer_matmul, static_argnums=0)
 floating = jax.jit(float_matmul, static_argnums=0)
 
@@ -86,7 +90,7 @@ def test_integer_parts_are_exact_at_the_extremes(name):
     assert np.abs(found - expected).max() <= 1.5 * np.spacing(np.float32(largest))
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("name", [n if n in PUBLISHED else pytest.param(n, marks=SLOW) for n in QUANTIZED])
 def test_one_token_alone_has_the_bits_that_it_has_among_others(name):
     """Extreme and random codes and scales, activations all at the extreme and random ones."""
     size = FORMATS[name].block_size
@@ -103,7 +107,7 @@ def test_one_token_alone_has_the_bits_that_it_has_among_others(name):
         np.testing.assert_array_equal(bits(integer(name, weights, x[row : row + 1])), bits(together[row : row + 1]))
 
 
-@pytest.mark.parametrize("name", ["Q5_K", "Q6_K"])
+@pytest.mark.parametrize("name", [pytest.param("Q5_K", marks=SLOW), "Q6_K"])
 def test_splitting_products_in_two_changes_no_bit(name, monkeypatch):
     """Extreme and random codes and scales, activations all at the extreme and random ones, for 64 tokens."""
     packed = random_blocks(name, (4, 2), RNG(12))
@@ -157,10 +161,10 @@ def test_relaid_weights_decode_to_the_same_bits(name):
     [
         ("Q4_K", 13, 1 << 24),
         ("Q4_K", 13, 1000),
-        ("Q5_1", 13, 1000),
+        pytest.param("Q5_1", 13, 1000, marks=SLOW),
         ("AprQ4", 13, 1000),
         ("F32", 13, 1000),
-        ("F16", 13, 1000),
+        pytest.param("F16", 13, 1000, marks=SLOW),
         ("BF16", 13, 1000),
     ],
 )
@@ -207,7 +211,7 @@ def test_float64_is_float64():
         assert relative_rms(np.asarray(found) - expected, expected) < 1e-14
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q5_0", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("name", ["Q4_K", *(pytest.param(n, marks=SLOW) for n in ("Q6_K", "Q5_0", "Q8_0", "Q4_1"))])
 def test_gradients_pass_straight_through_the_integers(name):
     packed = matrix(name, 12, 512, 10)
     x = RNG(11).normal(size=(3, 512)).astype(np.float32)

@@ -77,10 +77,9 @@ def test_no_gradient_is_zero_everywhere(gradients: dict) -> None:
     "name",
     [
         "llama.cpp",
-        "realizar",
         *(
             pytest.param(n, marks=pytest.mark.thorough)
-            for n in ("llama.cpp-exact", "realizar-integer", "realizar-f32", "q8_1")
+            for n in ("llama.cpp-exact", "realizar", "realizar-integer", "realizar-f32", "q8_1")
         ),
     ],
 )

@@ -133,6 +133,7 @@ def test_lone_surrogates_are_refused():
         SMALL.encode("ab\ud83dc")
 
 
+@pytest.mark.thorough
 def test_the_longest_run_of_white_space_is_encoded_and_a_longer_text_refused():
     # The whole way takes seconds and a gigabyte; the limit is that of the split.
     split = Split(Regex(QWEN2_WORDS), "isolated").pre_tokenize_str(" " * (MAX_CHARACTERS - 1) + "x")
