@@ -146,7 +146,7 @@ class Bench:
     def _run(self, folder: Path, size: str, config: ModelConfig, command: str) -> Run:
         ref, model, expected = make_pair(folder, config, size, self.vocabulary)
         fed = np.random.default_rng(0).integers(0, 256, self.tokens).tolist()
-        numbers, report = run_once(command, ref, model, fed, folder / "report.json")
+        numbers, report = run_once(command, ref, model, fed, folder / f"{command.replace(' ', '-')}.json")
         found = where(report)
         return Run(
             size=size,
