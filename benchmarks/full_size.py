@@ -204,11 +204,13 @@ def main() -> int:
     options.add_argument("--deep-only", action="store_true", help="no shallow models: compiled programs may be lacking")
     options.add_argument("--state", type=Path, metavar="FILE", help="runs are written here, and not made again")
     options.add_argument("--report", action="store_true", help="run nothing: tables of all that the state holds")
+    options.add_argument("--note", default="", metavar="TEXT", help="what the page says of the circumstances")
     arguments = options.parse_args()
     bench = Bench.open(arguments.tokens, arguments.vocabulary, arguments.state)
     about = (
         f"Random weights in the shapes of Qwen2.5, Q4_K and Q6_K; the model with {FAULT} at {DEPTH:.0%} of its depth; "
-        f"{arguments.tokens} tokens, {cores()} cores; programs compiled before."
+        f"{arguments.tokens} tokens, {cores()} cores; programs compiled before. "
+        f"{arguments.note}".rstrip()
     )
     results = Results("full-size", about, arguments.out)
     if arguments.report:
