@@ -127,6 +127,17 @@ def whole_model(name: str, devices: int) -> dict[str, object]:
     }
 
 
+def every_stage(name: str, *counts: int) -> dict[str, object]:
+    """The farthest that any stage is off, free-running, by the number of devices."""
+    arithmetic, checkpoint = PRESETS[name], tiny_checkpoint(UNEVEN, types=TYPES)
+    _, expected = Qwen2(checkpoint, arithmetic).run_with_cache(TOKENS)
+    found = {}
+    for count in counts:
+        _, values = Qwen2(checkpoint, arithmetic, mesh=count).run_with_cache(TOKENS)
+        found[str(count)] = max(relative(values[place], value) for place, value in expected.items())
+    return found
+
+
 def local_differences(many: Qwen2, expected: dict, arithmetic: Arithmetic) -> dict[str, float]:
     """Each stage of the first layer from one device's inputs."""
     with model.precision_scope(arithmetic):
@@ -196,6 +207,7 @@ CASES: dict[str, Callable[..., dict[str, object]]] = {
     "products": products,
     "attention": attention,
     "model": whole_model,
+    "every_stage": every_stage,
     "decoding": decoding,
     "memory": memory,
     "command_line": command_line,

@@ -92,6 +92,26 @@ def test_float32_over_eight_devices():
     assert max(found["free"].values()) <= SMALL
 
 
+# Each way to multiply, to attend and to quantize. An engine's own order of sums keeps its bits
+# wherever it is computed; realizar's norms and softmax are XLA's to compile.
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("name", "devices", "most"),
+    [
+        ("realizar", 8, SMALL),
+        ("realizar-integer", 2, SMALL),
+        ("llama.cpp-exact", 2, 0.0),
+        ("llama.cpp-flash", 8, 0.0),
+        ("float64", 2, SMALL),
+        ("q8_1", 8, SMALL),
+    ],
+)
+def test_every_stage_of_an_arithmetic_over_devices(name, devices, most):
+    (found,) = in_child(f"every_stage:{name}:{devices}").values()
+    assert set(found) == {str(devices)}
+    assert max(found.values()) <= most
+
+
 @pytest.mark.thorough
 def test_decoding_over_devices_gives_the_same_tokens():
     found = in_child("decoding")["decoding"]
