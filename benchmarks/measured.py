@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -63,7 +63,7 @@ def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, L
 
 @dataclass(frozen=True)
 class Process:
-    """A process and its children, measured from outside; the peak is its own, without the children's."""
+    """A process and its children, measured from outside; the peak is of all of them together."""
 
     wall: float
     processor: float
@@ -90,17 +90,35 @@ def measure(
         watcher.join()
     if process.returncode not in codes:
         raise SystemExit(f"{' '.join(command)[:200]} exited with {process.returncode}: {said[-500:]}")
-    # In KiB, which Linux calls kB. Without its /proc what is left is a count that begins with this process's own size.
+    # Without Linux's /proc what is left is a count that begins with this process's own size.
     peak = peaks[0] or usage.ru_maxrss * 1.024e-6
     return Process(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak, said)
 
 
 def _watch(pid: int, peaks: list[float], ended: threading.Event) -> None:
-    """Keeps `peaks[0]`, in GB, at a process's largest resident size; the last look is up to 20 ms before its end."""
+    """Keeps `peaks[0]`, in GB, at the largest size of a process and its children at one time.
+
+    Its own is exact but for the last 20 ms; together with children it is the largest of a look every 20 ms.
+    """
     while not ended.wait(0.02):
         with contextlib.suppress(OSError, StopIteration):
-            lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-            peaks[0] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1.024e-6
+            own = _status(pid, "VmHWM")
+            peaks[0] = max(peaks[0], own, sum(_resident(pid)))
+
+
+def _resident(pid: int) -> Iterator[float]:
+    """Of a process and all below it; one that ends meanwhile counts nothing."""
+    with contextlib.suppress(OSError, StopIteration):
+        yield _status(pid, "VmRSS")
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text(encoding="utf-8").split():
+                yield from _resident(int(child))
+
+
+def _status(pid: int, name: str) -> float:
+    """In GB, from KiB, which Linux calls kB."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1.024e-6
 
 
 def least_of(measured: Sequence[Process]) -> Process:
