@@ -246,8 +246,8 @@ for index in range(100):
     print(json.dumps(held()), flush=True)
 """
 
-# What 70 runs may add. `malloc`: 0.06 MB were measured, and 0.08 MB in 280 runs: lists of the allocators and of NumPy. A
-# run that kept one trace (380 kB) would add 26 MB; 15 kB a run are this bound. `python`: 430 blocks of 780,000 were
+# What 70 runs may add. `malloc`: 0.06 MB were measured, and 0.08 MB in 280 runs: lists of the allocators and of NumPy.
+# A run that kept one trace (380 kB) would add 26 MB; 15 kB a run are this bound. `python`: 430 blocks of 780,000 were
 # measured, in no one place; a run that kept 30 objects would pass it. The others were the same to the byte.
 MORE = {"malloc": 2**20, "python": 2000, "mapped files": 0, "programs": 0, "open files": 0, "threads": 0}
 
