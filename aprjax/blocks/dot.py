@@ -34,6 +34,8 @@ import numpy as np
 from jax import lax
 
 from aprjax.blocks.activations import QUANTIZERS
+from aprjax.blocks.native.product import FORMATS as NATIVE_FORMATS
+from aprjax.blocks.native.product import native_matmul
 from aprjax.blocks.one_token import one_token_matmul, pays_for_one_token
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, check_relayable, chunk_layout, join_planes, relay_traced
@@ -199,11 +201,13 @@ def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
     return lax.scan(run, nothing, parts)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _integer_matmul(name: str, packed: Any, x: Any) -> Any:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _integer_matmul(name: str, native: str | None, packed: Any, x: Any) -> Any:
     blocks = block_format(name)
     assert blocks.activation is not None
     quantized = QUANTIZERS[blocks.activation](x)
+    if native is not None and name in NATIVE_FORMATS and isinstance(packed, Relaid) and not accelerated():
+        return native_matmul(native, packed, quantized)
     sums = quantized.sums
     if blocks.activation == "Q8_K" and name in ("Q4_K", "Q5_K"):
         # Their minimums cover 32 elements, Q8_K's sums 16. At most 8 * 63 * 127 * 32 < 2^24 in the dot.
@@ -215,9 +219,9 @@ def _integer_matmul(name: str, packed: Any, x: Any) -> Any:
     return _rows_chunkwise(packed, name, x.shape[0], jnp.float32, lambda chunk: _integer_chunk(chunk, quantized, sums))
 
 
-def _integer_forward(name: str, packed: Any, x: Any) -> tuple[Any, tuple[Any, Any]]:
+def _integer_forward(name: str, native: str | None, packed: Any, x: Any) -> tuple[Any, tuple[Any, Any]]:
     # A zero-size array carries the type of x.
-    return _integer_matmul(name, packed, x), (packed, jnp.zeros((0,), x.dtype))
+    return _integer_matmul(name, native, packed, x), (packed, jnp.zeros((0,), x.dtype))
 
 
 def no_cotangent(leaf: Any) -> Any:
@@ -227,7 +231,8 @@ def no_cotangent(leaf: Any) -> Any:
     return np.zeros(leaf.shape, jax.dtypes.float0)
 
 
-def _integer_backward(name: str, kept: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any]:
+def _integer_backward(name: str, native: str | None, kept: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any]:
+    del native
     packed, like = kept
     gradient = transposed_matmul(name, packed, cotangent).astype(like.dtype)
     return jax.tree.map(no_cotangent, packed), gradient
@@ -236,7 +241,7 @@ def _integer_backward(name: str, kept: tuple[Any, Any], cotangent: Any) -> tuple
 _integer_matmul.defvjp(_integer_forward, _integer_backward)
 
 
-def integer_matmul(name: str, packed: Any, x: Any) -> Any:
+def integer_matmul(name: str, packed: Any, x: Any, *, native: str | None = None) -> Any:
     """`x @ W.T` as ggml's `vec_dot` computes it: activations quantized, integers summed exactly.
 
     Differentiable straight through: the gradient of `x` is that of a product with the decoded weights.
@@ -246,6 +251,8 @@ def integer_matmul(name: str, packed: Any, x: Any) -> Any:
         packed: a `Relaid` (fast), or the file's blocks `uint8[rows, blocks, block_bytes]` (re-laid inside the
             traced function at every call: for tests and small matrices).
         x: float32 `[tokens, in]`.
+        native: the name under which the kernel of `aprjax.blocks.native` is registered with XLA, which then computes
+            the products of a `Relaid` on a processor, with the same bits.
 
     Returns:
         float32 `[tokens, rows]`. Integer parts are exact; the float32 sum over blocks differs from ggml's only in
@@ -259,7 +266,7 @@ def integer_matmul(name: str, packed: Any, x: Any) -> Any:
     _check(name, packed, x)
     if block_format(name).activation is None:
         raise ValueError(f"{name} has no activation partner in ggml; use float_matmul")
-    return _integer_matmul(name, packed, x.astype(jnp.float32))
+    return _integer_matmul(name, native, packed, x.astype(jnp.float32))
 
 
 def decode_relaid(chunk: Relaid, dtype: Any = jnp.float32) -> Any:
