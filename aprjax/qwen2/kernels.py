@@ -25,6 +25,7 @@ from aprjax.blocks.relay import Relaid
 from aprjax.checkpoint.types import RopePairing
 from aprjax.qwen2 import engine, flash, functional, realizar
 from aprjax.qwen2.arithmetic import Arithmetic
+from aprjax.qwen2.native import native_products
 from aprjax.qwen2.rounding import added, narrow, wide
 from aprjax.qwen2.sharding import SplitRelaid, split_product
 
@@ -246,7 +247,7 @@ def matmul(
     if arithmetic.activations == "engine" and arithmetic.matmul == "integer":
         if arithmetic.exact and arithmetic.emulates:
             return exact_matmul(name, weight, x, kernel)
-        return integer_matmul(name, weight, x).astype(arithmetic.dtype)
+        return integer_matmul(name, weight, x, native=native_products().target).astype(arithmetic.dtype)
     if arithmetic.activations == "realizar" and arithmetic.matmul == "integer" and arithmetic.emulates:
         return straight_through(realizar.integer_matmul, partial(float_matmul, name))(weight, x)
     return float_matmul(name, weight, through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)
