@@ -1,10 +1,11 @@
 """The kernel of integer products (`aprjax.blocks.native`): compiled once on the user's machine, checked, then loaded.
 
-A package of wheels for every processor would have to be built and kept; a C++ compiler is where people build llama.cpp.
-So the source is in the package, and the first product of a processor with AVX-512 VNNI has it compiled (4 s) into the
-cache, under a name that holds the source, the flags and the jaxlib whose headers it was made with. Before it gets that
-name another process compares its bits with those of XLA's program: a kernel that differs, or that the processor kills, is
-never used. Without a compiler, on other processors and on accelerators XLA computes the products, with the same bits.
+Wheels for every processor would have to be built and kept; a C++ compiler is where people build llama.cpp. So the
+source is in the package, and the first product on a processor with AVX-512 VNNI has it compiled (4 s) into the cache,
+under a name that stands for the source, the flags and the jaxlib whose headers it was made with. Before it gets that
+name another process compares its bits with those of XLA's program (5 s): a kernel that differs, or that the processor
+kills, is never used. Without a compiler, on other processors and on accelerators XLA computes the products, with the
+same bits.
 
 `APRJAX_NATIVE=off` does without the kernel; `APRJAX_NATIVE=required` makes it an error that there is none.
 """
@@ -29,7 +30,7 @@ from aprjax.checkpoint.fetch import cache_folder
 # Contractions of multiply and add would change bits. Warnings of the compiler's own headers are nobody's concern.
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-w", *(f"-m{name}" for name in INSTRUCTIONS))
 _COMPILERS = ("g++", "clang++", "c++")
-# Compiling takes 4 s here, checking 3 s: ten times that is a compiler that hangs.
+# Compiling takes 4 s here, checking 5 s: twenty times that is a compiler that hangs.
 _PATIENCE_SECONDS = 120
 
 
@@ -156,7 +157,9 @@ def _run(*command: str) -> str | None:
     """Runs a step; None, or what was wrong, its first line a summary."""
     environment = {**os.environ, "APRJAX_NATIVE": "off", "JAX_PLATFORMS": "cpu"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, env=environment)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, env=environment
+        )
     except subprocess.TimeoutExpired:
         return f"{Path(command[0]).name} had not ended after {_PATIENCE_SECONDS} s\n{' '.join(command)}"
     if done.returncode == 0:

@@ -1,6 +1,7 @@
-"""Whether a compiled kernel of integer products has the bits of XLA's program: `python -m aprjax.qwen2.native_check LIB`.
+"""Whether a compiled kernel of integer products has the bits of XLA's program.
 
-In a process of its own, because a processor or a machine that hides an instruction kills what uses it.
+`python -m aprjax.qwen2.native_check LIBRARY`. In a process of its own, because a processor or a machine that hides an
+instruction kills what uses it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`integer_matmul` by the kernel of `integer_matmul.cc`, once that is compiled and registered (`aprjax.qwen2.native`)."""
+"""`integer_matmul` by the kernel of `integer_matmul.cc`, which `aprjax.qwen2.native` compiles and registers."""
 
 from __future__ import annotations
 
