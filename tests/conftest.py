@@ -61,6 +61,19 @@ def model_path() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def native_target() -> str:
+    """The name under which XLA knows the kernel of integer products, where processor and compiler allow one."""
+    from aprjax.qwen2.native import INSTRUCTIONS, compiler, native_products, processor_flags
+
+    found = native_products()
+    if found.target is None:
+        if compiler() is not None and processor_flags() >= set(INSTRUCTIONS.values()):
+            pytest.fail(found.reason)
+        pytest.skip(found.reason)
+    return found.target
+
+
 @dataclass(frozen=True)
 class LlamaLibrary:
     """The shared libraries of the installed llama-cpp-python, tables initialised.
