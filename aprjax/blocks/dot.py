@@ -295,10 +295,20 @@ def decode_relaid(chunk: Relaid, dtype: Any = jnp.float32) -> Any:
 _FLOAT_COLUMNS = 256
 
 
-def _float_chunk(chunk: Relaid, x: Any) -> Any:
-    """`x[tokens, in]` by one chunk of rows, in the dtype of `x`."""
+def _dot_as_wide(left: Any, right: Any, width: int | None) -> Any:
+    """`_dot`, `width` rows of the weights at a time, zeros behind the last; all at once where that is None."""
+    rows = right.shape[1]
+    if width is None or width == rows:
+        return _dot(left, right)
+    right = jnp.pad(right, ((0, 0), (0, -rows % width)))
+    pieces = [_dot(left, right[:, start : start + width]) for start in range(0, right.shape[1], width)]
+    return (pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1))[:, :rows]
+
+
+def _float_chunk(chunk: Relaid, x: Any, width: int | None) -> Any:
+    """`x[tokens, in]` by one chunk of rows, in the dtype of `x`; `width` as in `_dot_as_wide`."""
     if chunk.scale is None:
-        return _dot(x, decode_relaid(chunk, x.dtype))
+        return _dot_as_wide(x, decode_relaid(chunk, x.dtype), width)
     count, size = chunk.scale.shape[0], block_format(chunk.name).block_size
     together = max(1, _FLOAT_COLUMNS // size)
     while count % together:
@@ -311,13 +321,13 @@ def _float_chunk(chunk: Relaid, x: Any) -> Any:
 
     def step(total: Any, operands: tuple[Relaid, Any]) -> tuple[Any, None]:
         weights, part = operands
-        return total + _dot(part, decode_relaid(weights, x.dtype)), None
+        return total + _dot_as_wide(part, decode_relaid(weights, x.dtype), width), None
 
     start = jnp.zeros((x.shape[0], chunk.rows), x.dtype)
     return lax.scan(step, start, (jax.tree.map(split, chunk), columns))[0]
 
 
-def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32) -> Any:
+def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32, *, part_of: int | None = None) -> Any:
     """`x @ W.T` with the decoded weights, at HIGHEST precision, decoded chunk by chunk.
 
     Args:
@@ -325,6 +335,9 @@ def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32) -> An
         packed: a `Relaid` or `uint8[rows, blocks, block_bytes]`, as for `integer_matmul`.
         x: `[tokens, in]`.
         dtype: float32, or float64 under a scoped x64 mode: what `x` and the weights are widened to.
+        part_of: how many rows the matrix has that these are some of. On a processor they are then multiplied in the
+            shape that the whole one's have: XLA's CPU backend cuts a sum where the number of *rows* makes a block of
+            weights too large for a cache, so that 448 rows have other bits alone than among 896.
 
     Returns:
         `dtype[tokens, rows]`; the gradient of `x` flows.
@@ -333,21 +346,24 @@ def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32) -> An
         ValueError: the format has no computing layout, or the widths differ.
     """
     _check(name, packed, x)
-    return _float_matmul(name, jnp.dtype(dtype).name, packed, x.astype(dtype))
+    # One token's product has its own kernel, one sum for each row; an accelerator's work is not to be done twice.
+    alike = part_of is None or x.shape[0] == 1 or accelerated()
+    width = None if alike else chunk_layout(part_of, x.shape[1])[1]
+    return _float_matmul(name, jnp.dtype(dtype).name, width, packed, x.astype(dtype))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _float_matmul(name: str, dtype: str, packed: Any, x: Any) -> Any:
-    return _rows_chunkwise(packed, name, x.shape[0], dtype, lambda chunk: _float_chunk(chunk, x))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _float_matmul(name: str, dtype: str, width: int | None, packed: Any, x: Any) -> Any:
+    return _rows_chunkwise(packed, name, x.shape[0], dtype, lambda chunk: _float_chunk(chunk, x, width))
 
 
 # The product is linear in x, so that autodiff could do it; but it would keep every decoded chunk alive.
-def _float_forward(name: str, dtype: str, packed: Any, x: Any) -> tuple[Any, Any]:
-    return _float_matmul(name, dtype, packed, x), packed
+def _float_forward(name: str, dtype: str, width: int | None, packed: Any, x: Any) -> tuple[Any, Any]:
+    return _float_matmul(name, dtype, width, packed, x), packed
 
 
-def _float_backward(name: str, dtype: str, packed: Any, cotangent: Any) -> tuple[Any, Any]:
-    del dtype
+def _float_backward(name: str, dtype: str, width: int | None, packed: Any, cotangent: Any) -> tuple[Any, Any]:
+    del dtype, width
     return jax.tree.map(no_cotangent, packed), transposed_matmul(name, packed, cotangent)
 
 

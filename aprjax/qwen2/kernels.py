@@ -243,14 +243,14 @@ def matmul(
     if partner is None:
         if arithmetic.exact and arithmetic.emulates and weight.name in ("F32", "F16") and weight.columns % 32 == 0:
             return _exact_float_matmul(weight, x, kernel)
-        return float_matmul(name, weight, x, dtype=arithmetic.dtype)
+        return float_matmul(name, weight, x, dtype=arithmetic.dtype, part_of=rows)
     if arithmetic.activations == "engine" and arithmetic.matmul == "integer":
         if arithmetic.exact and arithmetic.emulates:
             return exact_matmul(name, weight, x, kernel)
         return integer_matmul(name, weight, x, native=native_products().target).astype(arithmetic.dtype)
     if arithmetic.activations == "realizar" and arithmetic.matmul == "integer" and arithmetic.emulates:
         return straight_through(realizar.integer_matmul, partial(float_matmul, name))(weight, x)
-    return float_matmul(name, weight, through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype)
+    return float_matmul(name, weight, through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype, part_of=rows)
 
 
 def _part(weight: Relaid, x: Array, arithmetic: Arithmetic, rows: int) -> Array:

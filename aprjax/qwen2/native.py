@@ -34,8 +34,8 @@ _COMPILERS = ("g++", "clang++", "c++")
 _PATIENCE_SECONDS = 120
 
 
-class NativeError(RuntimeError):
-    """`APRJAX_NATIVE=required`, and there is no kernel."""
+class NativeError(OSError):
+    """What `APRJAX_NATIVE` asks for cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,13 @@ def native_products() -> NativeProducts:
     """The kernel, compiled and registered by the first call in a process.
 
     Raises:
-        NativeError: there is none, and `APRJAX_NATIVE=required`.
+        NativeError: there is none, and `APRJAX_NATIVE=required`; or that variable has another value.
     """
     wanted = os.environ.get("APRJAX_NATIVE", "")
     if wanted == "off":
         return NativeProducts(None, "APRJAX_NATIVE=off")
+    if wanted not in ("", "required"):
+        raise NativeError(f"APRJAX_NATIVE is off or required, or not set: found {wanted!r}")
     found = _found()
     if found.target is None and wanted == "required":
         raise NativeError(f"APRJAX_NATIVE=required, and integer products have no kernel of their own: {found.reason}")

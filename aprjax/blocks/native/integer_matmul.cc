@@ -76,6 +76,10 @@ struct Tile {
 
 inline __m512i load_rows(const uint8_t* from, __mmask64 mask) { return _mm512_maskz_loadu_epi8(mask, from); }
 
+// The next block of the same rows is fetched into the second-level cache meanwhile: the lines of a tile lie a row of the
+// layout apart, which no processor foresees. Beyond the matrix it is fetched in vain.
+inline void fetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1); }
+
 // Four columns of 64 rows -> four registers of sixteen rows by four columns. Register v has rows 4 v ... 4 v + 3 of
 // every sixteen: unpacking stays within 128 bits.
 inline void interleave(const __m512i column[4], __m512i out[4]) {
@@ -87,9 +91,12 @@ inline void interleave(const __m512i column[4], __m512i out[4]) {
   out[3] = _mm512_unpackhi_epi16(b, d);
 }
 
-inline void load_interleaved(const uint8_t* from, int64_t stride, __mmask64 mask, __m512i out[4]) {
+inline void load_interleaved(const uint8_t* from, int64_t stride, int64_t next, __mmask64 mask, __m512i out[4]) {
   __m512i column[4];
-  for (int index = 0; index < 4; ++index) column[index] = load_rows(from + index * stride, mask);
+  for (int index = 0; index < 4; ++index) {
+    fetch(from + index * stride + next);
+    column[index] = load_rows(from + index * stride, mask);
+  }
   interleave(column, out);
 }
 
@@ -134,7 +141,7 @@ void decode_codes(const Operands& of, int64_t block, int64_t row, __mmask64 mask
     const uint8_t* low = of.low + block * F::kSize * stride + row;
     for (int element = 0; element < F::kSize; element += 4) {
       __m512i bytes[4];
-      load_interleaved(low + element * stride, stride, mask, bytes);
+      load_interleaved(low + element * stride, stride, F::kSize * stride, mask, bytes);
       for (int vector = 0; vector < kVectors; ++vector)
         store(element, vector, _mm512_xor_si512(bytes[vector], _mm512_set1_epi8(-128)));
     }
@@ -148,10 +155,10 @@ void decode_codes(const Operands& of, int64_t block, int64_t row, __mmask64 mask
     // Byte j of the high plane holds the bits of elements j, j + kHighBytes, ..., lowest first.
     for (int byte = 0; byte < kHighBytes; byte += 4) {
       __m512i highs[4];
-      if constexpr (kHighBits > 0) load_interleaved(high + byte * stride, stride, mask, highs);
+      if constexpr (kHighBits > 0) load_interleaved(high + byte * stride, stride, kHighBytes * stride, mask, highs);
       for (int element = byte; element < kHalf; element += kHighBytes) {
         __m512i lows[4];
-        load_interleaved(low + element * stride, stride, mask, lows);
+        load_interleaved(low + element * stride, stride, kHalf * stride, mask, lows);
         for (int vector = 0; vector < kVectors; ++vector) {
           __m512i first = _mm512_and_si512(lows[vector], four);
           __m512i second = _mm512_and_si512(_mm512_srli_epi16(lows[vector], 4), four);
@@ -378,13 +385,17 @@ void share(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   while (state->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
-// Numbers of a task's sums: with few tokens it takes more rows, which lie one beside the other in memory.
-constexpr int64_t kFewestNumbers = 1 << 9;
+// Sums that a task has at least: with few tokens it takes more rows, which lie one beside the other in memory.
+constexpr int64_t kFewestNumbers = 1 << 10;
+// Tasks for each thread at least, where there are as many tiles: who is done first takes the next.
+constexpr int64_t kTasksOfAThread = 2;
 
 template <typename F>
 void run(const Operands& of, ffi::ThreadPool& pool) {
   const GroupSums group_sums = sum_groups<F>(of);
-  const int64_t tiles = std::max<int64_t>(1, kFewestNumbers / (of.tokens * kTileRows));
+  const int64_t all = of.chunks * ((of.chunk_rows + kTileRows - 1) / kTileRows);
+  const int64_t shared = all / (kTasksOfAThread * std::max<int64_t>(1, pool.num_threads()));
+  const int64_t tiles = std::max<int64_t>(1, std::min(shared, kFewestNumbers / (of.tokens * kTileRows)));
   const int64_t rows = tiles * kTileRows, tasks = (of.chunk_rows + rows - 1) / rows;
   share(pool, of.chunks * tasks, [&](int64_t index) {
     static thread_local std::vector<__m512> run, total;
