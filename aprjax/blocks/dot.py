@@ -37,6 +37,7 @@ from aprjax.blocks.activations import QUANTIZERS
 from aprjax.blocks.native.product import FORMATS as NATIVE_FORMATS
 from aprjax.blocks.native.product import native_matmul
 from aprjax.blocks.one_token import one_token_matmul, pays_for_one_token
+from aprjax.blocks.parts import Part, dot_in_place
 from aprjax.blocks.registry import block_format
 from aprjax.blocks.relay import CODE_WIDTHS, Relaid, check_relayable, chunk_layout, join_planes, relay_traced
 from aprjax.blocks.roundings import block_terms, blocks_of_a_run, unknown_zero
@@ -77,7 +78,7 @@ def _dot(left: Any, right: Any) -> Any:
 
 
 def _rows_chunkwise(packed: Any, name: str, tokens: int, dtype: Any, multiply: Any) -> Any:
-    """Runs `multiply(chunk: Relaid) -> [tokens, chunk_rows]` over all rows; `[tokens, rows]`."""
+    """Runs `multiply(chunk: Relaid, first_row) -> [tokens, chunk_rows]` over all rows; `[tokens, rows]`."""
     if isinstance(packed, Relaid):
         rows, chunks, chunk_rows = packed.rows, packed.chunks, packed.chunk_rows
         width = chunks * chunk_rows
@@ -95,11 +96,12 @@ def _rows_chunkwise(packed: Any, name: str, tokens: int, dtype: Any, multiply: A
             return start, relay_traced(name, lax.dynamic_slice_in_dim(packed, start, chunk_rows))
 
     if chunks == 1:
-        return multiply(take(0)[1])[:, :rows]
+        start, chunk = take(0)
+        return multiply(chunk, start)[:, :rows]
 
     def body(index: Any, out: Any) -> Any:
         start, chunk = take(index)
-        return lax.dynamic_update_slice_in_dim(out, multiply(chunk), start, axis=1)
+        return lax.dynamic_update_slice_in_dim(out, multiply(chunk, start), start, axis=1)
 
     return lax.fori_loop(0, chunks, body, jnp.zeros((tokens, width), dtype))[:, :rows]
 
@@ -216,7 +218,9 @@ def _integer_matmul(name: str, native: str | None, packed: Any, x: Any) -> Any:
         sums = None
     if x.shape[0] == 1 and isinstance(packed, Relaid) and pays_for_one_token():
         return one_token_matmul(packed, quantized, sums)
-    return _rows_chunkwise(packed, name, x.shape[0], jnp.float32, lambda chunk: _integer_chunk(chunk, quantized, sums))
+    return _rows_chunkwise(
+        packed, name, x.shape[0], jnp.float32, lambda chunk, _: _integer_chunk(chunk, quantized, sums)
+    )
 
 
 def _integer_forward(name: str, native: str | None, packed: Any, x: Any) -> tuple[Any, tuple[Any, Any]]:
@@ -295,20 +299,11 @@ def decode_relaid(chunk: Relaid, dtype: Any = jnp.float32) -> Any:
 _FLOAT_COLUMNS = 256
 
 
-def _dot_as_wide(left: Any, right: Any, width: int | None) -> Any:
-    """`_dot`, `width` rows of the weights at a time, zeros behind the last; all at once where that is None."""
-    rows = right.shape[1]
-    if width is None or width == rows:
-        return _dot(left, right)
-    right = jnp.pad(right, ((0, 0), (0, -rows % width)))
-    pieces = [_dot(left, right[:, start : start + width]) for start in range(0, right.shape[1], width)]
-    return (pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1))[:, :rows]
-
-
-def _float_chunk(chunk: Relaid, x: Any, width: int | None) -> Any:
-    """`x[tokens, in]` by one chunk of rows, in the dtype of `x`; `width` as in `_dot_as_wide`."""
+def _float_chunk(chunk: Relaid, x: Any, part: Part | None, at: Any) -> Any:
+    """`x[tokens, in]` by one chunk of rows, from the row `at` of the part on, in the dtype of `x`."""
+    dot = _dot if part is None else partial(dot_in_place, part=part, start=at, dot=_dot)
     if chunk.scale is None:
-        return _dot_as_wide(x, decode_relaid(chunk, x.dtype), width)
+        return dot(x, decode_relaid(chunk, x.dtype))
     count, size = chunk.scale.shape[0], block_format(chunk.name).block_size
     together = max(1, _FLOAT_COLUMNS // size)
     while count % together:
@@ -320,14 +315,14 @@ def _float_chunk(chunk: Relaid, x: Any, width: int | None) -> Any:
     columns = jnp.swapaxes(x.reshape(x.shape[0], count // together, together * size), 0, 1)
 
     def step(total: Any, operands: tuple[Relaid, Any]) -> tuple[Any, None]:
-        weights, part = operands
-        return total + _dot_as_wide(part, decode_relaid(weights, x.dtype), width), None
+        weights, piece = operands
+        return total + dot(piece, decode_relaid(weights, x.dtype)), None
 
     start = jnp.zeros((x.shape[0], chunk.rows), x.dtype)
     return lax.scan(step, start, (jax.tree.map(split, chunk), columns))[0]
 
 
-def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32, *, part_of: int | None = None) -> Any:
+def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32, *, part: Part | None = None) -> Any:
     """`x @ W.T` with the decoded weights, at HIGHEST precision, decoded chunk by chunk.
 
     Args:
@@ -335,9 +330,8 @@ def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32, *, pa
         packed: a `Relaid` or `uint8[rows, blocks, block_bytes]`, as for `integer_matmul`.
         x: `[tokens, in]`.
         dtype: float32, or float64 under a scoped x64 mode: what `x` and the weights are widened to.
-        part_of: how many rows the matrix has that these are some of. On a processor they are then multiplied in the
-            shape that the whole one's have: XLA's CPU backend cuts a sum where the number of *rows* makes a block of
-            weights too large for a cache, so that 448 rows have other bits alone than among 896.
+        part: which rows of a matrix these are, if not all: on a processor they then have the bits that they have among
+            all of them (`parts`).
 
     Returns:
         `dtype[tokens, rows]`; the gradient of `x` flows.
@@ -346,25 +340,25 @@ def float_matmul(name: str, packed: Any, x: Any, dtype: Any = jnp.float32, *, pa
         ValueError: the format has no computing layout, or the widths differ.
     """
     _check(name, packed, x)
-    # One token's product has its own kernel, one sum for each row; an accelerator's work is not to be done twice.
-    alike = part_of is None or x.shape[0] == 1 or accelerated()
-    width = None if alike else chunk_layout(part_of, x.shape[1])[1]
-    return _float_matmul(name, jnp.dtype(dtype).name, width, packed, x.astype(dtype))
+    if x.shape[0] == 1 or accelerated():
+        part = None  # one token's kernel has one sum for each row; an accelerator is to share the work
+    return _float_matmul(name, jnp.dtype(dtype).name, packed, part, x.astype(dtype))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _float_matmul(name: str, dtype: str, width: int | None, packed: Any, x: Any) -> Any:
-    return _rows_chunkwise(packed, name, x.shape[0], dtype, lambda chunk: _float_chunk(chunk, x, width))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _float_matmul(name: str, dtype: str, packed: Any, part: Part | None, x: Any) -> Any:
+    return _rows_chunkwise(packed, name, x.shape[0], dtype, lambda chunk, at: _float_chunk(chunk, x, part, at))
 
 
 # The product is linear in x, so that autodiff could do it; but it would keep every decoded chunk alive.
-def _float_forward(name: str, dtype: str, width: int | None, packed: Any, x: Any) -> tuple[Any, Any]:
-    return _float_matmul(name, dtype, width, packed, x), packed
+def _float_forward(name: str, dtype: str, packed: Any, part: Part | None, x: Any) -> tuple[Any, Any]:
+    return _float_matmul(name, dtype, packed, part, x), (packed, part)
 
 
-def _float_backward(name: str, dtype: str, width: int | None, packed: Any, cotangent: Any) -> tuple[Any, Any]:
-    del dtype, width
-    return jax.tree.map(no_cotangent, packed), transposed_matmul(name, packed, cotangent)
+def _float_backward(name: str, dtype: str, kept: tuple[Any, Any], cotangent: Any) -> tuple[Any, Any, Any]:
+    del dtype
+    packed, part = kept
+    return *jax.tree.map(no_cotangent, (packed, part)), transposed_matmul(name, packed, cotangent)
 
 
 _float_matmul.defvjp(_float_forward, _float_backward)

@@ -21,13 +21,14 @@ from aprjax.blocks.exact import exact_matmul
 from aprjax.blocks.exact_default import ProductKernel, product_kernel
 from aprjax.blocks.exact_floats import exact_dot
 from aprjax.blocks.halves import through_half
+from aprjax.blocks.parts import Part
 from aprjax.blocks.relay import Relaid
 from aprjax.checkpoint.types import RopePairing
 from aprjax.qwen2 import engine, flash, functional, realizar
 from aprjax.qwen2.arithmetic import Arithmetic
 from aprjax.qwen2.native import native_products
 from aprjax.qwen2.rounding import added, narrow, wide
-from aprjax.qwen2.sharding import SplitRelaid, split_product
+from aprjax.qwen2.sharding import AXIS, SplitRelaid, split_product
 
 
 def straight_through(kernel: Callable[..., Any], equation: Callable[..., Any]) -> Callable[..., Any]:
@@ -225,34 +226,44 @@ def matmul(
     x: Float[Array, "position in"],
     arithmetic: Arithmetic,
     *,
-    rows: int | None = None,
+    part: Part | None = None,
     gathered: bool = True,
 ) -> Float[Array, "position out"]:
     """`x W^T` as the arithmetic has it. Float weight types have no integer dots in any engine.
 
-    `rows` are the matrix's where `weight` has only some of them: an engine chooses its kernel by it. `gathered` is for
-    a split weight (`split_product`).
+    `part` says which rows of a matrix `weight` has, if not all: an engine chooses its kernel by all of them, and so
+    does XLA. `gathered` is for a split weight (`split_product`).
     """
     if isinstance(weight, SplitRelaid):
-        return split_product(weight, x, partial(_part, arithmetic=arithmetic, rows=weight.rows), gathered=gathered)
+        return split_product(
+            weight,
+            x,
+            partial(_part, arithmetic=arithmetic, whole=weight.rows, devices=weight.mesh.size),
+            gathered=gathered,
+        )
     name = weight.name
     partner = activation_block(name, weight.columns, arithmetic)
     kernel = product_kernel(
-        name, rows=rows or weight.rows, tokens=x.shape[0], available=arithmetic.kernels, lanes=arithmetic.lanes
+        name,
+        rows=part.rows if part else weight.rows,
+        tokens=x.shape[0],
+        available=arithmetic.kernels,
+        lanes=arithmetic.lanes,
     )
     if partner is None:
         if arithmetic.exact and arithmetic.emulates and weight.name in ("F32", "F16") and weight.columns % 32 == 0:
             return _exact_float_matmul(weight, x, kernel)
-        return float_matmul(name, weight, x, dtype=arithmetic.dtype, part_of=rows)
+        return float_matmul(name, weight, x, dtype=arithmetic.dtype, part=part)
     if arithmetic.activations == "engine" and arithmetic.matmul == "integer":
         if arithmetic.exact and arithmetic.emulates:
             return exact_matmul(name, weight, x, kernel)
         return integer_matmul(name, weight, x, native=native_products().target).astype(arithmetic.dtype)
     if arithmetic.activations == "realizar" and arithmetic.matmul == "integer" and arithmetic.emulates:
         return straight_through(realizar.integer_matmul, partial(float_matmul, name))(weight, x)
-    return float_matmul(name, weight, through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype, part_of=rows)
+    return float_matmul(name, weight, through_blocks(x, partner, arithmetic), dtype=arithmetic.dtype, part=part)
 
 
-def _part(weight: Relaid, x: Array, arithmetic: Arithmetic, rows: int) -> Array:
-    """One device's rows of a product with `rows` of them."""
-    return matmul(weight, x, arithmetic, rows=rows)
+def _part(weight: Relaid, x: Array, arithmetic: Arithmetic, whole: int, devices: int) -> Array:
+    """One device's rows of a product with `whole` of them."""
+    part = Part(jax.lax.axis_index(AXIS), whole, weight.columns, devices)
+    return matmul(weight, x, arithmetic, part=part)
