@@ -4,9 +4,10 @@
 
 `vec_dot` gets the same bytes as rows of 32768 elements, so that calling it from Python costs little, on one thread, for
 one token. Ratios are of processor seconds, so that they mean something beside other work, too. `exact` is the product
-in the engine's own order of sums.
+in the engine's own order of sums. `integer` is what runs use here: the kernel of our own where there is one, else XLA's
+program (`xla`).
 
-Alternatives tried before the present form was chosen, two cores of an AMD EPYC (AVX-512 VNNI and BF16), Q4_K
+Alternatives tried before the present form of XLA's program was chosen, two cores of an AMD EPYC (AVX-512 VNNI and BF16), Q4_K
 [8960, 1536], as a share of the plain product's speed at 256 / 8 / 1 tokens:
 
     file layout, decoded inside the scan, scales split in two bfloat16 dots    0.51  0.25  0.10
@@ -55,6 +56,7 @@ def main() -> int:
     from aprjax.blocks.dot import float_matmul, integer_matmul
     from aprjax.blocks.exact import exact_matmul
     from aprjax.blocks.relay import relay
+    from aprjax.qwen2.native import native_products
 
     options = parser(__doc__)
     options.add_argument("--repeats", type=int, default=5)
@@ -65,7 +67,9 @@ def main() -> int:
         "dot", "Matrix products of one matrix; the plain product has decoded float32 weights.", arguments.out
     )
     plain = jax.jit(lambda x, weights: jnp.matmul(x, weights.T, precision="highest"))
-    compiled = [jax.jit(product, static_argnums=0) for product in (integer_matmul, float_matmul, exact_matmul)]
+    used = partial(integer_matmul, native=native_products().target)
+    products = {"integer": used, "xla": integer_matmul, "float": float_matmul, "exact": exact_matmul}
+    compiled = {kind: jax.jit(product, static_argnums=0) for kind, product in products.items()}
     rng, ggml, rows = np.random.default_rng(0), Ggml.load(), []
     for name in arguments.types.split(","):
         blocks, shape = FORMATS[name], SHAPES[name]
@@ -76,7 +80,7 @@ def main() -> int:
             x = rng.normal(size=(tokens, shape[1])).astype(np.float32)
             given = jnp.asarray(x)
             runs: dict[str, Callable[[], Any]] = {"plain": partial(plain, given, decoded)}
-            for kind, run in zip(("integer", "float", "exact"), compiled, strict=True):
+            for kind, run in compiled.items():
                 runs[kind] = partial(run, name, weights, given)
             if tokens == 1:
                 wide = packed.reshape(shape[0] * shape[1] // GGML_ROW, -1)
@@ -92,6 +96,7 @@ def main() -> int:
                     found["integer"].wall * 1e3,
                     2e-9 * tokens * size / least["integer"],
                     least["plain"] / least["integer"],
+                    least["plain"] / least["xla"],
                     least["plain"] / least["float"],
                     least["exact"] / least["integer"],
                     least["ggml"] / least["integer"] if "ggml" in least else None,
@@ -103,6 +108,7 @@ def main() -> int:
     columns = ("type, rows x columns", "tokens", "plain wall ms", "integer wall ms", "integer GFLOP/s a core")
     columns += (
         "integer/plain speed",
+        "xla/plain speed",
         "float/plain speed",
         "exact/integer time",
         "integer/vec_dot speed",

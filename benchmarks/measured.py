@@ -232,6 +232,7 @@ class Results:
             "command": command_line(),
             "machine": machine(),
             "versions": versions(),
+            "integer_products": integer_products(),
             "load_average": {"start": self.started, "end": list(os.getloadavg())},
             "tables": [asdict(table) for table in self.tables],
             "figures": self.figures,
@@ -254,7 +255,8 @@ def _page(document: Mapping[str, Any], tables: Sequence[Table]) -> str:
         f"`{document['command']}`, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
         "",
         f"{found['processor']}, {found['cores']} cores, {found['memory_gb']:.0f} GB; {made}; load average "
-        f"{load['start'][0]:.1f} at the start, {load['end'][0]:.1f} at the end.",
+        f"{load['start'][0]:.1f} at the start, {load['end'][0]:.1f} at the end; integer products by "
+        f"{document['integer_products']}.",
         "",
         document["about"],
         "",
@@ -286,6 +288,13 @@ def machine() -> dict[str, Any]:
 def cores() -> int:
     """Cores that this process may use: `taskset` counts."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def integer_products() -> str:
+    """What computes them in the processes of a benchmark, which all have this environment."""
+    from aprjax.qwen2.native import native_products
+
+    return "the kernel of our own" if native_products().target else "XLA"
 
 
 def versions() -> dict[str, str]:

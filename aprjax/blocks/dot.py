@@ -20,6 +20,7 @@ sum exactly over all 256. For one token `one_token` has integer sums.
 Minimums are dotted with the activations' group sums in the same way. Only the outer scales and the sum over
 blocks are float32 arithmetic, re-associated with respect to ggml (`roundings` has what keeps it small and the same).
 
+All this is XLA's program. On processors with AVX-512 VNNI `native` has a kernel of its own, with the same bits.
 Measured alternatives are in benchmarks/bench_dot.py.
 """
 
