@@ -7,8 +7,8 @@ one token. Ratios are of processor seconds, so that they mean something beside o
 in the engine's own order of sums. `integer` is what runs use here: the kernel of our own where there is one, else XLA's
 program (`xla`).
 
-Alternatives tried before the present form of XLA's program was chosen, two cores of an AMD EPYC (AVX-512 VNNI and BF16), Q4_K
-[8960, 1536], as a share of the plain product's speed at 256 / 8 / 1 tokens:
+Alternatives tried before the present form of XLA's program was chosen, two cores of an AMD EPYC (AVX-512 VNNI and
+BF16), Q4_K [8960, 1536], as a share of the plain product's speed at 256 / 8 / 1 tokens:
 
     file layout, decoded inside the scan, scales split in two bfloat16 dots    0.51  0.25  0.10
     file layout, chunks of 1024 rows, batched dot over blocks                  0.54  0.23  0.05

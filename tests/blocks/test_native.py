@@ -54,7 +54,7 @@ def activations(random: np.random.Generator, tokens: int, columns: int) -> np.nd
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("rows", "columns", "tokens"),
-    # No multiple of a tile of 64 rows, a tile, fewer; the kernel of four and what is left, one token, four; several runs.
+    # No multiple of a tile of 64 rows, a tile, fewer; the kernel of four and what is left, one token, four.
     [(130, 1280, 7), *(pytest.param(*shape, marks=pytest.mark.thorough) for shape in ((64, 256, 1), (3, 512, 4)))],
 )
 def test_the_bits_are_those_of_xlas_program(name, rows, columns, tokens, native_target):

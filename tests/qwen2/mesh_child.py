@@ -25,7 +25,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from blocks.support import random_blocks  # noqa: E402
-from tiny import CONFIG, tiny_checkpoint, write_tiny  # noqa: E402
+from tiny import CONFIG, random_values, tiny_checkpoint, write_tiny  # noqa: E402
 
 from aprjax.blocks import block_format, encode  # noqa: E402
 from aprjax.blocks.dot import float_matmul, integer_matmul  # noqa: E402
@@ -138,6 +138,20 @@ def every_stage(name: str, *counts: int) -> dict[str, object]:
     return found
 
 
+def large_scores(name: str, *counts: int) -> dict[str, object]:
+    """The same with scores as large as the real 0.5B's, behind which a softmax shows the last bit of a product."""
+    values = random_values(UNEVEN)
+    for part in ("q_proj", "k_proj"):
+        values[f"model.layers.0.self_attn.{part}.bias"] *= 24
+    arithmetic, checkpoint = PRESETS[name], tiny_checkpoint(UNEVEN, types=TYPES, values=values)
+    _, expected = Qwen2(checkpoint, arithmetic).run_with_cache(TOKENS)
+    found: dict[str, object] = {"largest": float(np.abs(expected[0, stages.Stage.ATTN_SCORES]).max())}
+    for count in counts:
+        _, split = Qwen2(checkpoint, arithmetic, mesh=count).run_with_cache(TOKENS)
+        found[str(count)] = max(relative(split[place], value) for place, value in expected.items())
+    return found
+
+
 def local_differences(many: Qwen2, expected: dict, arithmetic: Arithmetic) -> dict[str, float]:
     """Each stage of the first layer from one device's inputs."""
     with model.precision_scope(arithmetic):
@@ -208,6 +222,7 @@ CASES: dict[str, Callable[..., dict[str, object]]] = {
     "attention": attention,
     "model": whole_model,
     "every_stage": every_stage,
+    "large_scores": large_scores,
     "decoding": decoding,
     "memory": memory,
     "command_line": command_line,
