@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -51,13 +52,22 @@ class NativeProducts:
     reason: str
 
 
-@cache
+# Threads load models side by side: one of them builds, the others wait.
+_BUILDING = threading.Lock()
+
+
 def native_products() -> NativeProducts:
     """The kernel, compiled and registered by the first call in a process.
 
     Raises:
         NativeError: there is none, and `APRJAX_NATIVE=required`; or that variable has another value.
     """
+    with _BUILDING:
+        return _wanted()
+
+
+@cache
+def _wanted() -> NativeProducts:
     wanted = os.environ.get("APRJAX_NATIVE", "")
     if wanted == "off":
         return NativeProducts(None, "APRJAX_NATIVE=off")

@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def found_anew() -> native.NativeProducts:
     """What a fresh process would find."""
-    return native.native_products.__wrapped__()
+    return native._wanted.__wrapped__()
 
 
 def script(path: Path, text: str) -> str:
