@@ -142,7 +142,7 @@ def large_scores(name: str, *counts: int) -> dict[str, object]:
     """The same with scores as large as the real 0.5B's, behind which a softmax shows the last bit of a product."""
     values = random_values(UNEVEN)
     for part in ("q_proj", "k_proj"):
-        values[f"model.layers.0.self_attn.{part}.bias"] *= 24
+        values[f"model.layers.0.self_attn.{part}.bias"] *= 48
     arithmetic, checkpoint = PRESETS[name], tiny_checkpoint(UNEVEN, types=TYPES, values=values)
     _, expected = Qwen2(checkpoint, arithmetic).run_with_cache(TOKENS)
     found: dict[str, object] = {"largest": float(np.abs(expected[0, stages.Stage.ATTN_SCORES]).max())}
