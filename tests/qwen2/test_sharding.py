@@ -89,7 +89,8 @@ def test_an_engines_arithmetic_is_that_of_one_device_to_the_bit(case):
 @pytest.mark.thorough
 def test_float32_over_eight_devices():
     (found,) = in_child("model:float32:8").values()
-    assert set(found["local"].values()) == {0.0}
+    # From one device's inputs there are eleven positions, where one device had sixteen, five of them padding.
+    assert max(found["local"].values()) <= SMALL
     assert set(found["free"].values()) == {0.0}
 
 
