@@ -5,6 +5,9 @@
 Bandwidth: the sum over an array that fits no cache (NumPy, a thread for each core). Peak: a large float32 matrix
 product under XLA. A kernel's intensity is its operations (two for each weight and token) for each byte that it must
 move: the packed weights once, activations and results. Its bound is the lesser of peak and intensity times bandwidth.
+The peak of 8-bit products, which the kernel of our own uses, is not measured: an instruction has four times the
+operations of a float32 one (VPDPBUSD: 64 multiplications and additions of 512 bits, VFMADD: 16), so four times the
+float32 peak is drawn, which nothing reaches that has scales to multiply as well.
 Shares of a bound beyond 1 are possible where weights stay in a cache between repetitions, which many tokens' do.
 """
 
@@ -18,6 +21,8 @@ from typing import Any
 import numpy as np
 from measured import Least, Results, Table, cores, in_turns, parser
 
+# Operations of an 8-bit instruction for each of a float32 one.
+_EIGHT_BIT = 4
 # Feed-forward and head matrices of the 1.5B and 0.5B; the head's in a quarter, which still fits no cache.
 SHAPES = (("Q4_K", 8960, 1536), ("Q6_K", 1536, 8960), ("Q5_0", 4864, 896), ("Q8_0", 151936 // 4, 896))
 TOKENS = (1, 8, 64, 256)
@@ -50,14 +55,19 @@ def main() -> int:
     from aprjax.blocks import FORMATS
     from aprjax.blocks.dot import integer_matmul
     from aprjax.blocks.relay import relay
+    from aprjax.qwen2.native import native_products
 
     options = parser(__doc__)
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
     speed, most = bandwidth(arguments.repeats), peak(arguments.repeats)
     about = f"{cores()} cores: {speed:.1f} GB/s of memory, {most:.0f} GFLOP/s of float32 products."
+    target = native_products().target
+    if target is not None:
+        most *= _EIGHT_BIT
     results = Results("roofline", about, arguments.out)
-    product, rng, rows = jax.jit(integer_matmul, static_argnums=0), np.random.default_rng(0), []
+    product = jax.jit(partial(integer_matmul, native=target), static_argnums=0)
+    rng, rows = np.random.default_rng(0), []
     for name, out, columns in SHAPES:
         blocks = FORMATS[name]
         shape = (out, columns // blocks.block_size, blocks.block_bytes)
@@ -89,7 +99,7 @@ def drawn(rows: list[tuple[Any, ...]], speed: float, most: float) -> Any:
 
     figure, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
     x = np.geomspace(min(row[2] for row in rows) / 1.5, max(row[2] for row in rows) * 1.5, 100)
-    roof = f"{speed:.0f} GB/s, {most:.0f} GFLOP/s (measured)"
+    roof = f"{speed:.0f} GB/s, {most:.0f} operations a nanosecond"
     axes.loglog(x, np.minimum(most, x * speed), color="black", label=roof)
     for kernel in dict.fromkeys(row[0] for row in rows):
         mine = [row for row in rows if row[0] == kernel]
