@@ -18,7 +18,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -26,11 +25,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from aprjax.blocks.native.product import INSTRUCTIONS, SOURCE, SYMBOL
+from aprjax.checkpoint.atomic import atomic_folder
 from aprjax.checkpoint.fetch import cache_folder
+from aprjax.checkpoint.types import CheckpointError
 
 # Contractions of multiply and add would change bits. Warnings of the compiler's own headers are nobody's concern.
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-w", *(f"-m{name}" for name in INSTRUCTIONS))
 _COMPILERS = ("g++", "clang++", "c++")
+_LIBRARY, _REFUSAL = "kernel.so", "refused.txt"
 # Compiling takes 4 s here, checking 5 s: twenty times that is a compiler that hangs.
 _PATIENCE_SECONDS = 120
 
@@ -86,23 +88,27 @@ def _found() -> NativeProducts:
         return NativeProducts(None, f"products run on the {backend} backend")
     if missing := sorted(set(INSTRUCTIONS.values()) - processor_flags()):
         return NativeProducts(None, f"the processor lacks {', '.join(missing)}")
-    library = library_path()
-    refusal = library.with_suffix(".refused")
-    if not library.exists():
-        if refusal.exists():
-            return NativeProducts(None, f"refused before: see {refusal}")
+    folder = kernel_folder()
+    if not folder.exists():
+        program = compiler()
+        if program is None:
+            return NativeProducts(None, f"no C++ compiler ({', '.join(_COMPILERS)}; $CXX names another)")
         try:
-            problem = build(library)
-        except OSError as error:
-            return NativeProducts(None, f"{library.parent} cannot be written: {error}")
-        if problem is not None:
-            return NativeProducts(None, problem)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            build(folder, program)
+        except (OSError, CheckpointError) as error:
+            # Another process may have built it meanwhile.
+            if not folder.exists():
+                return NativeProducts(None, f"{folder.parent} cannot be written: {error}")
+    if (refusal := folder / _REFUSAL).exists():
+        summary = refusal.read_text(encoding="utf-8").splitlines()[0]
+        return NativeProducts(None, f"{summary}: see {refusal}; to try again, remove its folder")
     target = f"{SYMBOL}_{_key()}"
     try:
-        register(library, target)
+        register(folder / _LIBRARY, target)
     except OSError as error:
-        return NativeProducts(None, f"{library} cannot be loaded: {error}")
-    return NativeProducts(target, str(library))
+        return NativeProducts(None, f"{folder / _LIBRARY} cannot be loaded: {error}")
+    return NativeProducts(target, str(folder / _LIBRARY))
 
 
 def processor_flags() -> set[str]:
@@ -120,9 +126,9 @@ def _key() -> str:
     return hashlib.sha256(stamp.encode()).hexdigest()[:16]
 
 
-def library_path() -> Path:
-    """Where the compiled kernel lies, or is to lie."""
-    return cache_folder() / "native" / f"{SYMBOL}-{_key()}.so"
+def kernel_folder() -> Path:
+    """Where the compiled kernel lies, or is to lie, or what is wrong with it."""
+    return cache_folder() / "native" / f"{SYMBOL}-{_key()}"
 
 
 def compiler() -> str | None:
@@ -131,38 +137,26 @@ def compiler() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-def build(library: Path) -> str | None:
-    """Compiles the kernel, checks it in another process, and gives it its name.
+def build(folder: Path, program: str) -> None:
+    """Compiles the kernel and checks it in another process; `folder` then holds it, or why there is none.
 
-    Two processes may build at once: both are whole, and one of them stays.
-
-    Returns:
-        None, or why there is no kernel. What will not be otherwise next time (the compiler fails, the bits differ) is
-        written beside `library` with its details, and not tried again.
+    What was refused (the compiler fails, the bits differ) will be the next time, too: it is not tried again.
 
     Raises:
-        OSError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or another process has just done so.
     """
     import jax
 
-    program = compiler()
-    if program is None:
-        return f"no C++ compiler ({', '.join(_COMPILERS)}; $CXX names another)"
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".building-") as folder:
-        made = Path(folder) / library.name
+    with atomic_folder(folder) as made:
+        library = made / _LIBRARY
         # As a system's headers: the compiler does not warn of them.
         headers = ("-isystem", jax.ffi.include_dir())
-        problem = _run(program, *_FLAGS, *headers, str(SOURCE), "-o", str(made))
+        problem = _run(program, *_FLAGS, *headers, str(SOURCE), "-o", str(library))
         if problem is None:
-            problem = _run(sys.executable, "-m", "aprjax.qwen2.native_check", str(made))
-        if problem is None:
-            os.replace(made, library)
-            return None
-        (Path(folder) / "refused").write_text(f"{problem}\n", encoding="utf-8")
-        refusal = library.with_suffix(".refused")
-        os.replace(Path(folder) / "refused", refusal)
-    return f"{problem.splitlines()[0]} (details: {refusal})"
+            problem = _run(sys.executable, "-m", "aprjax.qwen2.native_check", str(library))
+        if problem is not None:
+            library.unlink(missing_ok=True)
+            (made / _REFUSAL).write_text(f"{problem}\n", encoding="utf-8")
 
 
 def _run(*command: str) -> str | None:
