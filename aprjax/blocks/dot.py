@@ -201,7 +201,9 @@ def _integer_chunk(chunk: Relaid, quantized: Any, group_sums: Any) -> Any:
         return total + lax.scan(block, nothing, part)[0], None
 
     parts = jax.tree.map(lambda leaf: leaf.reshape(count // together, together, *leaf.shape[1:]), steps)
-    return lax.scan(run, nothing, parts)[0]
+    total = lax.scan(run, nothing, parts)[0]
+    # Of one block XLA leaves out the addition to zero with which its sum begins, and with it that 0 + -0 is 0.
+    return jnp.where(total == 0, jnp.float32(0), total)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -111,6 +111,17 @@ def test_any_shape_has_the_same_bits(name, sizes, seed, native_target):
     assert same_bits(xla(name, packed, x), native(name, packed, x, native_target))
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K"])
+def test_a_sum_of_one_block_has_no_negative_zero(name, native_target):
+    """A negative scale times an exact zero: XLA left out the zero that a sum begins with."""
+    blocks = FORMATS[name]
+    packed = random_blocks(name, (8, 1), np.random.default_rng(1))
+    x = np.zeros((9, blocks.block_size), np.float32)
+    both = xla(name, packed, x), native(name, packed, x, native_target)
+    assert not np.signbit(both[0]).any()
+    assert same_bits(*both)
+
+
 def test_a_row_hangs_on_no_other_and_a_token_on_none_beside_it(native_target):
     random = np.random.default_rng(3)
     packed, x = random_blocks("Q4_K", (64, 2), random), activations(random, 4, 512)
